@@ -9,8 +9,8 @@ import (
 )
 
 // suspended returns for how long the machine was suspended since the boot: CLOCK_BOOTTIME
-// counts suspensions, CLOCK_MONOTONIC does not. suspended reads CLOCK_BOOTTIME first, so
-// an interruption between both readings makes the result too small, and never too large.
+// counts suspensions, and CLOCK_MONOTONIC stands still. suspended reads CLOCK_BOOTTIME first, so
+// an interruption between the two readings makes the result too small, and never too large.
 func suspended(time.Time) time.Duration {
 	boot := read(unix.CLOCK_BOOTTIME)
 	return boot - read(unix.CLOCK_MONOTONIC)

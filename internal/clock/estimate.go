@@ -14,14 +14,14 @@ const SetFrom = time.Second
 // of the clock. If the clock is set more often, [Estimate.remember] joins the two oldest eras.
 const maxEras = 16
 
-// farAhead bounds how far ahead a clock is believed to have been, after the clock was set back.
+// farAhead bounds how far ahead an Estimate takes a clock to have been, after the clock was set back.
 // Without the bound, a clock that was ten years ahead for a moment would make a verifier keep
 // every revocation in memory for ten years.
 const farAhead = 24 * time.Hour
 
 // An Estimate says between which two times another clock is now, by readings: a reading is what
 // the other clock showed once. The other clock can be set at any time. An era is the time
-// between two settings of the clock. An Estimate is for one goroutine.
+// between two settings of the clock. Only one goroutine at a time can use an Estimate.
 //
 // Invariants, if every reading is right and no two clocks drift apart faster than driftPart
 // allows:
@@ -29,17 +29,17 @@ const farAhead = 24 * time.Hour
 //  1. The estimate lies within the newest reading. So the error of the estimate is at most
 //     the width of the newest reading, also just after the clock was set.
 //  2. A newer reading that contradicts the estimate replaces the estimate. An older reading
-//     that contradicts the estimate changes nothing. The order of the readings counts, and not
-//     the order of their arrival.
-//  3. If the order of two readings is unknown, the estimate covers both.
+//     that contradicts the estimate changes nothing. A reading is newer if it was taken later,
+//     in whatever order the readings arrive.
+//  3. If the order of two readings is unknown, the estimate covers both readings.
 type Estimate struct {
 	now   Offset
 	read  Span // the span of elapsed time of the newest reading
 	sure  bool // Learn has got a reading of the clock
-	again bool // Remember has loaded what an earlier Estimate knew, and now begins with a guess
-	both  bool // now covers two readings of unknown order
+	again bool // Remember has loaded what an earlier Estimate knew, and the field now begins with a guess
+	both  bool // the field now covers two readings of unknown order
 
-	since time.Duration // the elapsed time from which on past and now know every setting of the clock
+	since time.Duration // the elapsed time from which on the fields past and now know every setting of the clock
 	past  []era         // the remembered eras, the oldest first
 	hold  time.Duration // the highest time that the clock showed before the clock was set back
 }
@@ -54,7 +54,7 @@ type era struct{ lo, heard time.Duration }
 // Learn adds a reading of the clock, which was taken within the span read. The parameter after
 // tells that the reading is known to be newer than the earlier reading. Learn returns by how
 // much the clock was set since the last reading, and zero for a difference below SetFrom. used
-// is false if the reading is older than the estimate and contradicts it.
+// is false if the reading is older than the estimate and contradicts the estimate.
 func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, used bool) {
 	if !e.sure {
 		if e.again && o.Latest(o.At)+SetFrom < e.now.Latest(o.At) { // the clock was perhaps set back since the earlier Estimate
@@ -84,7 +84,8 @@ func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, us
 }
 
 // setBack notes in e.hold the highest time that the clock showed before the clock was set back
-// to o. Tokens that were minted before carry times of the old setting, and expire as late.
+// to o. Tokens that were minted before the clock was set back carry times of the old setting, and so
+// expire later.
 func (e *Estimate) setBack(o Offset) {
 	e.hold = max(e.hold, min(e.now.Latest(o.At), o.Latest(o.At)+farAhead))
 }
@@ -112,14 +113,14 @@ func (e *Estimate) Offset() Offset { return e.now }
 // Read returns the span of elapsed time in which the clock was read last.
 func (e *Estimate) Read() Span { return e.read }
 
-// Expired returns the time of the clock before which a revocation can be dropped: what ends
-// before this time has ended by every setting that the clock had in the last span. The
+// Expired returns the time of the clock before which a revocation can be dropped: a revocation that
+// ends before this time has ended by every setting that the clock had within the last span. The
 // parameter span is the longest life of a token and of the revocation of a token.
 //
 // Before the first reading, the clock could have any setting. So Expired returns the lowest
 // time of all, math.MinInt64, until the estimate has followed the clock for span. After the
-// clock was set back, Expired also returns math.MinInt64 until every token of the time before
-// has expired.
+// clock was set back, Expired also returns math.MinInt64 until every token that was minted before
+// the setting has expired.
 func (e *Estimate) Expired(now, span time.Duration) time.Duration {
 	if !e.sure || now-span < e.since || e.hold != 0 && e.now.Earliest(now) < e.hold+span {
 		return math.MinInt64

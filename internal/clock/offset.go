@@ -3,7 +3,7 @@ package clock
 import "time"
 
 // driftPart divides the age of a reading, to get by how much two clocks can have drifted apart
-// since: 200 millionths of the age, twice what a bad quartz does.
+// since the reading: 200 millionths of the age, twice the drift of a bad quartz clock.
 const driftPart = 5000
 
 // Offset bounds the difference between another clock and an [Elapsed] clock. At the elapsed
@@ -36,8 +36,8 @@ func (o Offset) to(now time.Duration) Offset {
 	return Offset{Lo: o.Earliest(now) - now, Hi: o.Latest(now) - now, At: max(now, o.At)}
 }
 
-// Meet returns the part that two offsets of one clock have in common. gap is zero if both can
-// be right. Otherwise gap says by how much the clock was set between o and newer, and Meet
+// Meet returns the part that two offsets of one clock have in common. gap is zero if both offsets
+// can be right. Otherwise gap says by how much the clock was set between o and newer, and Meet
 // returns newer.
 //
 // The result lies within newer. So an error of o costs no more than the width of newer.

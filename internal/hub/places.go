@@ -38,10 +38,10 @@ type Peer struct {
 	Certified bool   // the client has shown a certificate of a CA that the server trusts
 }
 
-// LimitWatchers bounds the number of streams (places for watchers) of the hub; a peer can have
-// a half. Without LimitWatchers, a hub allows 10,000 streams. LimitWatchers must be called
-// before the first Watch. When all peers have equally many streams, the streams of the peers in
-// known stay open; see [share.Known].
+// LimitWatchers bounds the number of open streams (places for watchers) of the hub; one peer can
+// have half of the streams. Without LimitWatchers, a hub allows 10,000 streams. LimitWatchers must
+// be called before the first Watch. When all peers have equally many streams, the streams of the
+// peers in `known`, from which the server has received a proof, stay open; see [share.Known].
 func (h *Hub) LimitWatchers(n int, known *share.Known) {
 	h.places = share.NewPool(share.Limits{Places: n, PerPeer: max(1, n/perPeer), Known: known})
 }

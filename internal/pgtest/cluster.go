@@ -108,7 +108,7 @@ func (c *Cluster) Exec(t testing.TB, statements ...string) {
 	}
 }
 
-// Kill ends every process of the server by SIGKILL, and returns when all have ended.
+// Kill ends every process of the server by SIGKILL, and returns when all processes have ended.
 // Clients get no message; the kernel closes the connections.
 func (c *Cluster) Kill() {
 	c.t.Helper()
@@ -146,7 +146,7 @@ func (c *Cluster) Pause() {
 	}
 }
 
-// Resume ends Pause.
+// Resume lets every process of a server that [Cluster.Pause] has frozen run again.
 func (c *Cluster) Resume() {
 	c.t.Helper()
 	if err := c.server.signal(Thaw); err != nil {

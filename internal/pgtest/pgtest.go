@@ -41,7 +41,7 @@ const smallWAL = "max_wal_size=256MB"
 var shared struct {
 	sync.Mutex
 	server *server
-	err    error // from the first start: a second start would fail as slowly
+	err    error // of the first start, which no test repeats: a second start would fail as slowly
 }
 
 // URI returns the URI of a new, empty database. The database's owner is not a superuser.
@@ -134,8 +134,8 @@ func execute(admin url.URL, statements ...string) error {
 	return nil
 }
 
-// Stranger returns the URI of a database of [URI] for another role, which may connect and
-// has no other rights. Tests use Stranger to show what other users of the same server can
+// Stranger returns the URI of a database of [URI] for another role, which has the right to connect
+// and no other right. Tests use Stranger to show what other users of the same server can
 // do. When the test ends, Stranger cuts the connections of the role and drops the role.
 func Stranger(t testing.TB, uri string) string {
 	t.Helper()

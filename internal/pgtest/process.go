@@ -17,10 +17,11 @@ import (
 // The script's standard input is a pipe from the tests' process. At the end of the pipe,
 // the script ends the program and removes the directory; after the line "keep", the
 // script leaves the directory. Only the program and the program's children hold
-// descriptor 3, so the other end of that pipe reports the end of all of these processes.
+// descriptor 3, an end of a second pipe, so the other end (process.gone) reports when all of
+// these processes have ended.
 //
-// A parent-death signal would depend on a single thread, works on Linux alone, and would
-// leave the directory.
+// A parent-death signal in place of the script would depend on a single thread, work on Linux
+// alone, and leave the directory behind.
 const keeper = `
 signal=$1 dir=$2
 shift 2
@@ -172,8 +173,8 @@ func temporary(parent string) (string, error) {
 	return dir, nil
 }
 
-// write writes a file that every user may read. The directory must come from temporary:
-// such a directory is closed to other users.
+// write writes a file that every user is allowed to read. The directory must come from the
+// function temporary, which closes the directory to other users.
 func write(dir, name, text string) error {
 	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
 }

@@ -22,7 +22,7 @@ type Proxy struct {
 	tasks    sync.WaitGroup
 
 	mu     sync.Mutex
-	flows  chan struct{} // a closed channel unless the proxy is frozen
+	flows  chan struct{} // closed while traffic flows, and open while the proxy is frozen
 	links  map[*link]bool
 	judge  func(Trip) Fate
 	trips  []Trip
@@ -134,7 +134,7 @@ func (p *Proxy) Freeze() {
 	p.flows = make(chan struct{})
 }
 
-// Thaw ends Freeze.
+// Thaw lets the traffic that [Proxy.Freeze] has stopped flow again.
 func (p *Proxy) Thaw() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -220,7 +220,7 @@ type link struct {
 	number         int
 	client, server net.Conn
 	prepared       map[string]string // name of a prepared statement to SQL
-	bound          Statement         // in the unnamed portal
+	bound          Statement         // the statement in the unnamed portal (bound to arguments, and to be executed next)
 
 	mu          sync.Mutex // guards dropAnswers
 	dropAnswers bool       // drops the answers, and cuts the link at the end of the answer
@@ -322,7 +322,7 @@ func (l *link) next(from *bufio.Reader) (trip Trip, bytes []byte, last int, err 
 	}
 }
 
-// receive reads a message.
+// receive reads one message of PostgreSQL's protocol.
 func receive(from *bufio.Reader) (kind byte, message []byte, err error) {
 	head, err := from.Peek(5)
 	if err != nil {

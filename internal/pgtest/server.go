@@ -81,7 +81,7 @@ func (s *server) initialize(settings []string) error {
 		"unix_socket_directories=''", // a socket's path could be too long
 		"max_connections=300",
 		"dynamic_shared_memory_type=mmap", // uses files in the directory, removed with the directory after Kill
-		"wal_keep_size=256MB",             // for a standby that connects again
+		"wal_keep_size=256MB",             // keeps the log for a standby that connects again
 	}, settings)...)
 }
 
@@ -162,12 +162,12 @@ func (s *server) owner() *url.Userinfo { return url.UserPassword(ordinary, s.pas
 
 func (s *server) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
-// discard ends the server and removes the directory. The server may run, be frozen, or
-// have ended.
+// discard ends the server and removes the server's directory, whether the server runs, is frozen,
+// or has ended.
 func (s *server) discard() { s.process.discard() }
 
 // freePort returns a port without a listener, below the range of the kernel's own ports
-// for clients. A client that keeps dialing a dead server's port inside that range may
+// for clients. A client that keeps dialing a dead server's port inside the kernel's range can
 // connect to itself, and so keep the port.
 func freePort() (int, error) {
 	for range 100 {

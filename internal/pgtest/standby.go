@@ -49,8 +49,8 @@ func (s *server) copy(name string) (*server, error) {
 		os.RemoveAll(standby.dir)
 		return nil, err
 	}
-	// The copy includes the primary's synchronous_standby_names. Without the reset, the
-	// standby would wait for the same standbys after Promote.
+	// The copy includes the primary's setting synchronous_standby_names. Without the reset, the
+	// standby would wait for the primary's standbys after Promote.
 	return standby, standby.configure("postgresql.auto.conf", "synchronous_standby_names=''")
 }
 

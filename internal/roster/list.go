@@ -16,15 +16,15 @@ const (
 	// endedFor is how long a replica that does not answer is listed after it has last written
 	// its row. A replica that stops deletes its row at once.
 	endedFor = 15 * time.Minute
-	// askEvery is the time between two questions of one roster to all replicas, in which each
-	// replica is asked for its watchers.
+	// askEvery is the least time between two questions of one roster. A question asks every
+	// replica for its watchers.
 	askEvery = time.Second
 	// answerWithin bounds how long List waits for the answers of the other replicas.
 	answerWithin = 1500 * time.Millisecond
 	// answerPoll is the time between two reads of the table replicas, while ask waits for
 	// answers.
 	answerPoll = 20 * time.Millisecond
-	// lateAfter is the age of a replica's row from which List shows the replica as one that
+	// lateAfter is the age of a replica's row from which on List shows the replica as one that
 	// does not answer. A replica writes its row after each question, and questions come once in
 	// askEvery.
 	lateAfter = 3 * time.Second
@@ -61,7 +61,7 @@ type Watcher struct {
 	Lag int64 // the number of events in the database after the watcher's Position
 }
 
-// List returns the watchers of every replica. If the newest question is older than some
+// List returns the watchers of every replica. If this roster has not asked the replicas for some
 // seconds, List waits until every running replica has answered, for answerWithin at most.
 //
 // Errors: those of [store.Store.Write]; those of ctx.
@@ -120,7 +120,7 @@ func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 
 // ask tells every replica to write the list of the replica's watchers (the connected verifiers)
 // into its row of the table replicas, several times a second, until askedFor has passed. If the
-// latest call of ask was more than lateAfter ago, the rows may be old: then ask waits until the
+// latest call of ask was more than lateAfter ago, the rows may be old, so ask waits until the
 // running replicas have written their rows, for answerWithin at most.
 func (r *Roster) ask(ctx context.Context) error {
 	select {
@@ -149,7 +149,8 @@ func (r *Roster) ask(ctx context.Context) error {
 	return r.awaitAnswers(ctx, at)
 }
 
-// awaitAnswers waits until every running replica has answered the question of the time asked.
+// awaitAnswers waits until every running replica has answered the question of the time `asked`, for
+// answerWithin at most.
 func (r *Roster) awaitAnswers(ctx context.Context, asked time.Time) error {
 	poll := time.NewTicker(answerPoll)
 	defer poll.Stop()

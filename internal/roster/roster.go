@@ -7,8 +7,9 @@
 // the table replicas: once a minute, and several times a second after a question. A question is
 // a time in the database, written by [store.Tx.AskReplicas]. Package feed reads the time of the
 // question together with the events, and passes the time to [Roster.Asked]. A replica that is
-// asked sends heartbeats more often, since a watcher reports after each heartbeat. So a report
-// never delays a revocation, and between questions a watcher reports once in five seconds.
+// asked sends heartbeats more often, since a watcher reports after each heartbeat. A watcher does
+// not report after a revocation, so a report never delays a revocation. While no replica is asked,
+// a watcher reports once in five seconds.
 //
 // A watcher's reports may reach another replica than the watcher's stream. So [Roster.List]
 // joins streams and reports by the random id of the watcher.
@@ -30,8 +31,8 @@ import (
 
 const (
 	// writeEvery is the time between two writes of a replica's row in the table replicas while
-	// no List asks. The row shows that the replica runs, and which watchers are lost if the
-	// replica is killed.
+	// no call of List asks the replicas. The row shows that the replica runs, and, if the replica
+	// is killed, which watchers the replica had.
 	writeEvery = time.Minute
 	// againAfter is the time between two attempts of a write that fails.
 	againAfter = time.Second
@@ -44,9 +45,9 @@ const (
 	// gather is the time between a heartbeat to the watchers and the write of the replica's
 	// row: during gather, the reports of the watchers arrive.
 	gather = 100 * time.Millisecond
-	// During askedFor, a heartbeat follows a new event within beatEvery; with more than 200
-	// watchers, within beatPerWatcher for each watcher. So a replica gets at most 2,000 reports
-	// a second. Without a new event, a heartbeat follows after quietBeat.
+	// During askedFor after a question, a heartbeat follows a new event within beatEvery; with
+	// more than 200 watchers, within beatPerWatcher for each watcher. So a replica gets at most
+	// 2,000 reports a second. Without a new event, the next heartbeat follows after quietBeat.
 	beatEvery      = 100 * time.Millisecond
 	beatPerWatcher = 500 * time.Microsecond
 	quietBeat      = time.Second
@@ -213,7 +214,7 @@ func (r *Roster) Asked(asked, now time.Time) {
 }
 
 // Run writes the watchers of this replica into the table replicas, for the other replicas,
-// until ctx ends. Then Run deletes the row of this replica, and the rows of earlier processes
+// until ctx ends. At the end Run deletes the row of this replica, and the rows of earlier processes
 // with the same address, which were killed: without the newer row of this replica, List would
 // show the killed processes again (see [hidden]).
 func (r *Roster) Run(ctx context.Context) {
@@ -251,10 +252,10 @@ type turn struct {
 	busy     bool      // true if the newest question is less than askedFor old
 	began    time.Time // when the row was first written, by the database's clock; zero: not yet
 	wroteAt  time.Time // when the row was last written; zero: write the row now
-	wrote    uint64    // the value of Roster.changes at that write
+	wrote    uint64    // the value of Roster.changes when the row was last written
 	size     int       // the size of the summary in the row, in bytes
 	beatAt   time.Time // when beat last sent a heartbeat
-	position int64     // the number of the newest event at that heartbeat
+	position int64     // the number of the newest event when beat last sent a heartbeat
 }
 
 // pause returns the time until Run must check again whether the replica's row is due.
@@ -340,7 +341,7 @@ func (t *turn) write(ctx context.Context) error {
 
 // The replica writes the certificate of a connected watcher into the database again after
 // seenEvery. Until seenFor after the last write, List shows the certificate as absent if no
-// watcher has it.
+// watcher is connected with the certificate. List shows at most seenMost absent certificates.
 const (
 	seenEvery = time.Hour
 	seenFor   = 24 * time.Hour

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// summary is the JSON in a replica's row of the table replicas: it tells the other replicas
-// which watchers the replica has. A program ignores the fields that it does not know, and a
+// summary holds the JSON in a replica's row of the table replicas, which tells the other replicas
+// the watchers of the replica. A program ignores the fields that it does not know, and a
 // missing field is zero. An age in a summary is the age at the time of the write, so no replica
 // needs the clock of another replica.
 type summary struct {
@@ -39,7 +39,8 @@ func (r *reportLine) identity() identity { return identity{string(r.Watcher), r.
 
 func (s *summary) encode() ([]byte, error) { return json.Marshal(s) }
 
-// decode reads the summary of another replica. Errors: a summary of another form.
+// decode reads the summary of another replica. Errors: an error if the summary is no JSON of this
+// form.
 func decode(encoded []byte) (*summary, error) {
 	s := new(summary)
 	return s, json.Unmarshal(encoded, s)

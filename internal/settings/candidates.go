@@ -12,7 +12,7 @@ import (
 // that command after a "-", or the values of the flag before. A shell asks at each Tab.
 func (s *Settings) Candidates(words []string) (all []string) {
 	node := s.parser.Model.Node
-	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "=" }) // of bash
+	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "=" }) // bash makes the = of --flag=value a word
 	last := ""
 	if len(words) > 0 {
 		last, words = words[len(words)-1], words[:len(words)-1]
@@ -57,8 +57,8 @@ func (s *Settings) Candidates(words []string) (all []string) {
 	return slices.Compact(all)
 }
 
-// flagOf returns the flag that a word of the command line names, of a command or of a command
-// above; nil if the word names no flag, and also if the word has the flag's value.
+// flagOf returns the flag with a name, of the command node or of a command above; nil if there is
+// no such flag, and also if the name has the flag's value behind it, as in NAME=VALUE.
 func flagOf(node *kong.Node, name string) *kong.Flag {
 	for n := node; n != nil; n = n.Parent {
 		for _, flag := range n.Flags {

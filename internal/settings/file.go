@@ -23,7 +23,7 @@ const wantYAML = "write KEY: VALUE, one a line, and a list as [VALUE, VALUE]"
 
 // line is one line of the file of --config.
 type line struct {
-	text   string // as the value of a flag on the command line
+	text   string // the value, in the form of a flag's value on the command line
 	number int
 }
 
@@ -35,8 +35,8 @@ type keys struct {
 }
 
 // readConfig reads the file of --config: YAML, with the names of flags as keys. Each value is
-// a text, a number or a truth value, or a list of these. readConfig returns every right line, and a
-// text for each fault.
+// a text, a number or a truth value, or a list of these. readConfig returns every correct line, and
+// a text for each fault.
 //
 // The texts show neither values nor unknown keys: a database URI with a password may stand in
 // any place of a file with a mistake.
@@ -88,7 +88,7 @@ func readConfig(path string, known keys) (map[string]line, []string) {
 // nested returns the first token of a file that opens a value too deep for settings, or nil. The
 // parser needs memory by the square of the depth: without a bound, 200 KB of brackets need 24 GB.
 func nested(tokens token.Tokens) *token.Token {
-	const deepest = 2 // a list in a mapping
+	const deepest = 2 // the depth of a list in a mapping
 	depth, row := 0, 0
 	for _, t := range tokens {
 		switch t.Type {
@@ -113,8 +113,8 @@ func nested(tokens token.Tokens) *token.Token {
 // lineIn names a line of a file.
 func lineIn(path string, number int) string { return fmt.Sprintf("%s, line %d", path, number) }
 
-// readOwn reads the file of --config. Errors: if another user of the machine is allowed to
-// write the file, since the server does whatever the file says.
+// readOwn reads the file of --config. Errors: an error if another user of the machine is allowed
+// to write the file, since the server does whatever the file says.
 func readOwn(path string) ([]byte, error) {
 	if err := durable.CheckWriters(path); err != nil {
 		return nil, err

@@ -54,7 +54,8 @@ func (s *Settings) From(text string) string {
 }
 
 // Write writes the values in use as a file of --config, with the origin of each value as a
-// comment. A flag without a value is left out. show returns what may be shown of a value.
+// comment. A flag without a value is left out. show returns what Write is allowed to show of a
+// value, which can hold a password.
 func (s *Settings) Write(out io.Writer, show func(flag string, value any) any) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, flag := range s.flags {
@@ -85,8 +86,8 @@ func yaml(value any) string {
 	return fmt.Sprint(value)
 }
 
-// Changed returns the flags of which the value differs between s and later; both were read for
-// the same command line, s earlier.
+// Changed returns the names of the flags that have another value in `later` than in s, where s and
+// `later` were read for the same command line.
 func (s *Settings) Changed(later *Settings) (flags []string) {
 	for i, flag := range later.flags {
 		if !reflect.DeepEqual(flag.Target.Interface(), s.flags[i].Target.Interface()) {

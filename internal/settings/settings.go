@@ -35,12 +35,12 @@ type Program struct {
 	// Commands points to a struct that embeds [EveryCommand]. A field with the tag cmd is a
 	// command.
 	Commands any
-	Out, Err io.Writer // of --help and --version
+	Out, Err io.Writer // get the texts of --help and --version
 	Exit     func(int) // ends the process after --help and --version; nil: [os.Exit]
 
 	// KeysOf names a command, such as serve: the file of --config can set the flags of this
 	// command. The commands in TakeAll use every key of the file, and each other command uses
-	// the keys in Shared. KeysOf is a command that stands below no other command.
+	// the keys in Shared. KeysOf names a command at the top level, below no other command.
 	KeysOf          string
 	TakeAll, Shared []string
 }
@@ -56,16 +56,16 @@ type EveryCommand struct {
 type Settings struct {
 	program Program
 	parser  *kong.Kong
-	known   keys // of the file of --config
+	known   keys // the keys that the file of --config can have
 
 	args    []string
 	command *kong.Context // nil after a fault
 	flags   []*kong.Flag  // of the command and of the commands above
 	unknown bool          // the command line has an unknown flag, so the meaning of later arguments is uncertain
 
-	file    string            // of --config; empty without one
+	file    string            // the file of --config; empty without a file
 	lines   map[string]line   // flag → value in the file
-	origins map[string]string // flag → where the value comes from; for a flag with the default none
+	origins map[string]string // flag → where the value comes from; a flag with the default has no entry
 	wrong   []string          // flags with a value that cannot be read
 	faults  []string
 }
@@ -124,7 +124,7 @@ func allFlags(node *kong.Node) []*kong.Flag {
 // Read reads a command line, the environment variables and the file of --config into the
 // commands. --help and --version print their text, and end the process.
 //
-// Errors: one with a line for each fault.
+// Errors: an error with a line for each fault.
 func (s *Settings) Read(args []string) error {
 	*s = Settings{program: s.program, parser: s.parser, known: s.known, args: args, origins: map[string]string{}}
 	command, understood := s.trace(args)
@@ -134,13 +134,13 @@ func (s *Settings) Read(args []string) error {
 			continue
 		}
 		if len(s.faults) > 0 && (p.Flag.Name == "help" || p.Flag.Name == "version") {
-			return s.fault() // kong would print the help and exit with status 0
+			return s.fault() // kong would print the help, and exit with status 0 in spite of the faults
 		}
 		s.origins[p.Flag.Name] = commandLine
 	}
 	s.readFile(command)
 	if understood == nil {
-		_ = command.Resolve() // for the faults of the variables and of the file; tolerant returns no error
+		_ = command.Resolve() // adds the faults of the variables and of the file; tolerant returns no error
 	} else if parsed, err := s.parser.Parse(understood); err != nil {
 		s.addRules(err)
 	} else {
@@ -164,8 +164,8 @@ func (s *Settings) add(text string) {
 	}
 }
 
-// Run runs the command that [Settings.Read] has read. An argument of the method Run of the
-// command is ctx, the *Settings or one of the values, by its type.
+// Run runs the command that [Settings.Read] has read. Each argument of the command's method Run
+// gets ctx, the *Settings or one of the values, by the type of the argument.
 func (s *Settings) Run(ctx context.Context, values ...any) error {
 	s.command.BindTo(ctx, (*context.Context)(nil))
 	return s.command.Run(values...)
@@ -176,13 +176,13 @@ func (s *Settings) Run(ctx context.Context, values ...any) error {
 func (s *Settings) trace(args []string) (*kong.Context, []string) {
 	kept, removed := append([]string{}, args...), 0
 	for {
-		command, _ := kong.Trace(s.parser, kept) // returns its error in command
+		command, _ := kong.Trace(s.parser, kept) // the error is in command.Error, too
 		if command.Error == nil {
 			return command, kept
 		}
 		at := len(kept) - len(command.Path[len(command.Path)-1].Remainder())
 		isFlag := strings.HasPrefix(command.Error.Error(), "unknown flag ") && at < len(kept)
-		if !isFlag && s.unknown { // perhaps because of what was taken for the value of the unknown flag
+		if !isFlag && s.unknown { // the error may come from what was taken for the value of the unknown flag
 			return command, nil
 		}
 		s.add(misplaced(command.Error, at+removed+1, len(args)))
@@ -192,7 +192,7 @@ func (s *Settings) trace(args []string) (*kong.Context, []string) {
 		s.unknown = true
 		n := 1
 		if !strings.Contains(kept[at], "=") && at+1 < len(kept) && !strings.HasPrefix(kept[at+1], "-") {
-			n = 2 // with its value
+			n = 2 // the flag and the flag's value
 		}
 		kept, removed = slices.Delete(kept, at, at+n), removed+n
 	}
@@ -292,7 +292,7 @@ func (s *Settings) addRules(err error) {
 		if slices.ContainsFunc(mentioned, func(m []string) bool { return slices.Contains(s.wrong, m[1]) }) {
 			continue
 		}
-		if s.unknown && len(mentioned) == 0 { // such as a missing argument
+		if s.unknown && len(mentioned) == 0 { // such a fault, as of a missing argument, may come from the unknown flag
 			continue
 		}
 		s.add(withoutValue(line) + s.From(line))

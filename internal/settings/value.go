@@ -18,7 +18,7 @@ import (
 // reads values of the command line, of environment variables and of the file of --config.
 type tolerant struct {
 	s      *Settings
-	mapper kong.Mapper // of kong, by the type of the flag
+	mapper kong.Mapper // kong's mapper for the type of the flag
 }
 
 // Decode implements [kong.Mapper].
@@ -76,7 +76,8 @@ func durations(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// parseDuration is [time.ParseDuration] with whole days of 24 hours before the other units.
+// parseDuration parses a duration as [time.ParseDuration] does, and accepts whole days of 24 hours
+// before the other units, as in 1d12h.
 func parseDuration(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
 	digits, rest, found := strings.Cut(text, "d")

@@ -11,7 +11,7 @@ import (
 
 // variableOf returns the name of the environment variable that sets a flag; empty if no
 // variable of the flag is set. An empty variable counts as not set: compose files and shells
-// set an empty variable where they mean none.
+// set an empty variable to mean that there is no value.
 func variableOf(flag *kong.Flag) string {
 	for _, name := range flag.Envs {
 		if os.Getenv(name) != "" {

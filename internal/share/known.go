@@ -28,8 +28,8 @@ type proof struct {
 // hold every place of a pool.
 const perOwner = 32
 
-// NewKnown returns a Known with room for a number of peers. One owner can hold proofs for a
-// half of the room, and at most perOwner.
+// NewKnown returns a Known with room for a number of peers. The proofs of one owner can fill half
+// of the room, and are at most perOwner.
 func NewKnown(places int) *Known {
 	return &Known{places: NewPool(Limits{Places: places, PerPeer: min(perOwner, max(1, places/2))}), peers: map[string]*proof{}}
 }

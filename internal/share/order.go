@@ -18,8 +18,9 @@ const (
 )
 
 // Network returns the name of the peer to which an address belongs: the IPv4 address, or the /64
-// of the IPv6 address, since an IPv6 host can use any of the 2^64 addresses of its /64. Network
-// returns the loopback address whole. A zone of the address makes no difference.
+// of the IPv6 address, since an IPv6 host can use any of the 2^64 addresses of its /64. For the
+// loopback address of IPv6, Network returns the address itself. Network ignores the zone of an
+// address.
 func Network(addr netip.Addr) string {
 	addr = addr.Unmap().WithZone("")
 	if addr.Is6() && !addr.IsLoopback() {
@@ -29,20 +30,20 @@ func Network(addr netip.Addr) string {
 }
 
 // group stands for a peer, for the peers of one site (see [siteOf]), or for all sites. Pool.mu
-// guards a group. While a group holds a place of the pool, the group is in the heap (order) of
-// its parent.
+// guards a group. While a group holds a place of the pool, the group is in the heap of its parent
+// (parent.members).
 type group struct {
 	pool    *Pool
 	name    string
 	parent  *group            // of a peer, the site; of a site, all sites
 	named   map[string]*group // of the pool: the peers, or the sites, that hold a place
-	members order             // nil for a peer
-	index   int               // in parent.members
+	members order             // the groups with this group as parent; nil for a peer
+	index   int               // the index of this group in parent.members
 
-	strangers, others places // of a peer
-	known             bool   // of a peer
+	strangers, others places // of a peer: the places of strangers, and the other places
+	known             bool   // true if the group is a peer from which the server has a proof; see [Known]
 	weight            int    // the sum of the weights of all places of the group
-	lot               uint64
+	lot               uint64 // the random number that the group has drawn in this round
 }
 
 // siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Every other kind of
@@ -83,7 +84,7 @@ func (p *Pool) peerLocked(name string) *group {
 }
 
 // drawLocked draws new lots for all peers and sites if roundLength has passed since the last
-// draw, and looks up which peers are known now.
+// draw, and looks up which peers are in Pool.Known now.
 func (p *Pool) drawLocked() {
 	round := time.Now().UnixNano() / int64(roundLength)
 	if round == p.round {
@@ -126,8 +127,8 @@ func (p *Pool) outweighsLocked(site *group) bool {
 	return true
 }
 
-// weighLocked adds by to the weight of a group and of the group's parents, and restores the
-// order of the groups. A group with the weight 0 leaves the order of its parent.
+// weighLocked adds `by` to the weight of a group and of the group's parents, and restores the
+// order of the groups in each heap. A group with the weight 0 leaves the heap of its parent.
 func (g *group) weighLocked(by int) {
 	for ; g.parent != nil; g = g.parent {
 		before, members := g.weight, &g.parent.members
@@ -164,7 +165,7 @@ func (g *group) list(weight int) *places {
 	return &g.others
 }
 
-// yields returns the place that a peer loses first.
+// yields returns the place that a peer loses first when a client of another peer takes over a place.
 func (g *group) yields() *Place {
 	if g.strangers.length > 0 {
 		return g.strangers.back
@@ -175,9 +176,9 @@ func (g *group) yields() *Place {
 // standing holds the values by which a pool decides which of two groups loses a place: see
 // [standing.before].
 type standing struct {
-	stranger bool // the place that the group loses first is a stranger's
+	stranger bool // true if the place that the group loses first is a stranger's place
 	weight   int
-	known    bool // of the peer that loses a place first
+	known    bool // true if the peer that loses the place is known; see [Known]
 	lot      uint64
 }
 
@@ -186,8 +187,8 @@ func (g *group) standing() standing {
 	return standing{first.strangers.length > 0, g.weight, first.known, g.lot}
 }
 
-// with returns the standing that a group would have if a peer of the group had one more
-// place.
+// with returns the standing that a group would have if the peer `from` of the group had one more
+// place of the given weight.
 func (g *group) with(weight int, from *group) standing {
 	return standing{weight: g.weight + weight, known: from.known, lot: g.lot}
 }

@@ -21,8 +21,8 @@
 // A place can be taken for a stranger: a client from which the server has seen neither a
 // certificate nor a proof of an earlier visit. A stranger's place counts as two places, so the
 // peers of strangers lose places first. Within a peer, the strangers lose their places first,
-// the newest stranger before the older strangers. At a tie, a stranger gets only places of
-// other strangers.
+// the newest stranger before the older strangers. If all peers hold equally many places, a stranger
+// gets only places of other strangers.
 //
 // [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
@@ -41,7 +41,7 @@ const (
 	Stranger
 	// Renewing stands for a stranger that can also get a place of its own peer: if no other
 	// peer loses a place, the stranger that has held a place of this peer for the longest time
-	// loses it.
+	// loses that place.
 	Renewing
 )
 
@@ -67,7 +67,7 @@ type Limits struct {
 	// KeepOrdinary makes the pool take away only the places of strangers. Ordinary places stay
 	// until [Place.Release].
 	KeepOrdinary bool
-	// Known holds the peers that keep their places when all peers hold equally many. A nil
+	// Known holds the peers that keep their places when all peers hold equally many places. A nil
 	// Known holds no peer.
 	Known *Known
 }

@@ -23,14 +23,14 @@ type Turns struct {
 	keys map[string]*turn // only keys with a running or waiting call
 }
 
-// turn holds the calls with one key.
+// turn counts the calls with one key.
 type turn struct {
 	running chan struct{} // holds one element for each running call
 	calls   int           // running and waiting calls; Turns.mu guards calls
 }
 
-// NewTurns returns a Turns that lets atOnce calls with one key run at a time. As many further
-// calls as waiting says wait, in order of arrival.
+// NewTurns returns a Turns that lets atOnce calls with one key run at a time. Up to `waiting`
+// further calls with the key wait, in order of arrival.
 func NewTurns(atOnce, waiting int) *Turns {
 	return &Turns{atOnce: atOnce, waiting: waiting, keys: map[string]*turn{}}
 }
