@@ -34,7 +34,7 @@ type checker struct {
 	authv3.UnimplementedAuthorizationServer
 	verifier *authn.Verifier
 	log      *slog.Logger
-	lines    *rate.Limiter // of the log, about requests that cannot be decided
+	lines    *rate.Limiter // bounds the log lines about requests that cannot be decided
 
 	allowed, denied, undecided atomic.Uint64
 }
@@ -46,7 +46,7 @@ func newChecker(verifier *authn.Verifier, log *slog.Logger) *checker {
 }
 
 // Check decides a request. Check always answers: with an error in place of an answer, Envoy could
-// admit the request (failure_mode_allow). What cannot be decided is denied.
+// admit the request (failure_mode_allow). Check denies a request that cannot be decided.
 func (c *checker) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	client := request{req.GetAttributes().GetRequest().GetHttp()}
 	caller, err := c.decide(ctx, client, req.GetAttributes().GetContextExtensions())
@@ -118,8 +118,8 @@ func allow(client request, caller *authn.Principal) *authv3.CheckResponse {
 	}
 }
 
-// about returns the headers about a caller. A header without a value is empty: for a public route
-// every header, for a caller that calls by itself the headers about the actor.
+// about returns the headers about a caller, as pairs of name and value. For a public route every
+// value is empty; for a caller that calls by itself, the values about the actor are empty.
 func about(p *authn.Principal) [][2]string {
 	var subject, username, roles, kind, actor, actorSubject string
 	if p != nil {
@@ -138,7 +138,7 @@ func about(p *authn.Principal) [][2]string {
 }
 
 // escape writes a text in the form of a URL (RFC 3986 section 2.1), if the text has other bytes
-// than printable ASCII: a username may have any letters, and a value of gRPC metadata has ASCII
+// than printable ASCII: a username can have any letters, and a value of gRPC metadata has ASCII
 // alone.
 func escape(text string) string {
 	var b strings.Builder
@@ -160,10 +160,10 @@ func header(name, value string) *corev3.HeaderValueOption {
 	}
 }
 
-// deny returns the answer that refuses a request. For a request of gRPC, Envoy makes a status of
-// gRPC of the answer, with the body as the message, and with the code for the HTTP status unless a
-// header sets the code. The header grpc-status-details-bin has the ErrorInfo. Another client gets
-// the status as JSON.
+// deny returns the answer that refuses a request. For a request of gRPC, Envoy turns the answer into
+// a gRPC status: the body becomes the message, and the header grpc-status gives the code, which
+// would otherwise follow from the HTTP status. The header grpc-status-details-bin has the ErrorInfo.
+// A client that does not use gRPC gets the status as JSON.
 func deny(client request, st *status.Status) *authv3.CheckResponse {
 	denied := &authv3.DeniedHttpResponse{Status: &typev3.HttpStatus{Code: httpStatus(st.Code())}}
 	if client.isGRPC() {
@@ -198,8 +198,8 @@ func httpStatus(code codes.Code) typev3.StatusCode {
 	return http.StatusInternalServerError
 }
 
-// challenge returns the header WWW-Authenticate of a refusal (RFC 6750 section 3): without an error
-// for a request without a token.
+// challenge returns the header WWW-Authenticate of a refusal (RFC 6750 section 3). The header names
+// no error if the request had no token.
 func challenge(st *status.Status) string {
 	switch {
 	case authn.Reason(st.Err()) == watchwordv1.ErrorReason_ERROR_REASON_TOKEN_MISSING:

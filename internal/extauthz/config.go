@@ -83,8 +83,8 @@ func (c *Config) dial(logger *slog.Logger) (conn *grpc.ClientConn, release func(
 	return conn, func() { _ = files.Close() }, err // Close returns nil
 }
 
-// tls returns the TLS configurations of both addresses, which are nil without --tls-cert, and adds
-// the files to the set, which reads changed files again.
+// tls returns the TLS configurations of --grpc-addr and --http-addr, which are nil without
+// --tls-cert, and adds the files to the set, which reads changed files again.
 func (c *Config) tls(files *reload.Set) (forGRPC, forHTTP *tls.Config, err error) {
 	if c.TLSCert == "" {
 		return nil, nil, nil
@@ -116,7 +116,7 @@ func (c *Config) logger(to io.Writer) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(to, options)), nil
 }
 
-// listen listens on both addresses.
+// listen listens on --grpc-addr and on --http-addr.
 func (c *Config) listen(ctx context.Context) (forGRPC, forHTTP net.Listener, err error) {
 	var lc net.ListenConfig
 	if forGRPC, err = lc.Listen(ctx, "tcp", c.GRPCAddr); err != nil {

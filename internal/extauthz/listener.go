@@ -6,16 +6,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// listener bounds the connections at a time, in all and of one network.
+// listener bounds the number of connections open at a time, in all and of one network.
 type listener struct {
 	net.Listener
 	places *share.Pool
 }
 
-// bounded returns a listener with at most as many connections as places.
+// bounded returns a listener with at most as many open connections as the pool has places.
 func bounded(l net.Listener, places *share.Pool) *listener { return &listener{l, places} }
 
-// Accept returns the next connection with a place, and closes each connection without one.
+// Accept returns the next connection for which a place is free, and closes every other connection.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		accepted, err := l.Listener.Accept()
@@ -29,7 +29,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// conn is a connection with a place.
+// conn holds a connection and the place (see [share.Place]) that counts the connection.
 type conn struct {
 	net.Conn
 	place *share.Place

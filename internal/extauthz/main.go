@@ -2,9 +2,9 @@
 // (envoy.service.auth.v3.Authorization/Check), by the access token of the request.
 //
 // A verifier of package authn holds the trust bundle in memory, so a question needs no call to the
-// Watchword server. The rule of a route comes from the configuration of Envoy alone, and what
-// cannot be decided is denied. The service behind Envoy learns the caller by headers that no client
-// can set.
+// Watchword server. The rule of a route comes from the configuration of Envoy alone, and a request
+// that cannot be decided is denied. The service behind Envoy learns the caller by headers that no
+// client can set.
 package extauthz
 
 import (
@@ -22,7 +22,7 @@ import (
 
 const name = "watchword-ext-authz"
 
-// commands are the commands of the program. Every flag has an environment variable
+// commands holds the commands of the program. Every flag has an environment variable
 // WATCHWORD_EXT_AUTHZ_….
 type commands struct {
 	Serve serveCmd `cmd:"" help:"Answer Envoy's questions."`
@@ -50,12 +50,12 @@ type terminal struct{ log io.Writer }
 // usageError means wrong usage: exit status 2.
 type usageError struct{ error }
 
-// Main runs a command until it ends or SIGINT or SIGTERM comes, and returns the exit status: 0, 1
-// on a failure, 2 on wrong usage.
+// Main runs a command until the command ends or SIGINT or SIGTERM comes, and returns the exit
+// status: 0, 1 on a failure, 2 on wrong usage.
 func Main(args []string, out, err io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // restores what a signal does by default: the second ends the process
+	context.AfterFunc(ctx, stop) // restores what a signal does by default: a second signal ends the process
 	set, fault := settings.New(settings.Program{
 		Name: name, Description: "Answers Envoy's ext_authz by Watchword's access tokens.", Version: version.String(),
 		Commands: new(commands), Out: out, Err: err, KeysOf: "serve", TakeAll: []string{"serve"},

@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// questions bounds the questions at a time, on all connections together: without --client-ca,
-// every client that reaches the port can ask.
+// questions bounds the number of questions open at a time, on all connections together: without
+// --client-ca, every client that reaches the port can ask.
 type questions struct {
 	places *share.Pool
 	// within is the time in which a question must arrive whole and be answered. Envoy sends a
@@ -23,13 +23,13 @@ type questions struct {
 	within time.Duration
 }
 
-// newQuestions returns the bounds for a server. With questions of maxMessage bytes, all places
-// hold 1 GiB. An Envoy has some questions at a time.
+// newQuestions returns the bounds for a server. If every place holds a question of maxMessage bytes,
+// the questions take 1 GiB. One Envoy has only some questions open at a time.
 func newQuestions() *questions {
 	return &questions{places(4096), 5 * time.Second}
 }
 
-// places returns n places, of which one network can hold a half.
+// places returns a pool of n places, of which one network can hold at most half.
 func places(n int) *share.Pool {
 	return share.NewPool(share.Limits{Places: n, PerPeer: n / 2, KeepOrdinary: true})
 }
@@ -37,7 +37,7 @@ func places(n int) *share.Pool {
 // tap takes a place for a question, before gRPC reads the question ([grpc.InTapHandle]). The
 // place is free again when the call ends, at the latest after q.within.
 //
-// Errors: RESOURCE_EXHAUSTED without a free place.
+// Errors: RESOURCE_EXHAUSTED if no place is free.
 func (q *questions) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	var network string
 	if client, ok := peer.FromContext(ctx); ok {

@@ -11,14 +11,14 @@ import (
 // maxMethod bounds the name of a method of gRPC, in bytes.
 const maxMethod = 1024
 
-// request is the request of a client, as Envoy describes the request.
+// request holds the request of a client, as Envoy describes the request.
 type request struct {
 	http *authv3.AttributeContext_HttpRequest
 }
 
-// values returns every value of a header. With encode_raw_headers Envoy sends each value of its
-// own. Otherwise Envoy joins the values by commas, and a token has no comma: two tokens are no
-// valid token in both forms.
+// values returns every value of a header. With encode_raw_headers Envoy sends the values
+// separately. Otherwise Envoy joins the values by commas, and a token has no comma. So a request
+// with two tokens has no valid token in either form.
 func (r request) values(name string) (values []string) {
 	for _, h := range r.http.GetHeaderMap().GetHeaders() {
 		if !strings.EqualFold(h.GetKey(), name) {
@@ -58,8 +58,8 @@ func (r request) isGRPC() bool {
 
 // method returns the full name of the called method of gRPC: the path without a query, which Envoy
 // leaves in the path. A client of gRPC looks for the name in the error; see refusal.Status. method
-// is empty for other requests, and for a path that is longer than any name: the error goes into a
-// header of the answer.
+// returns "" for other requests. For a path that is longer than any name, method also returns "",
+// since the error with the name goes into a header of the answer.
 func (r request) method() string {
 	if !r.isGRPC() {
 		return ""

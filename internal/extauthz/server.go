@@ -33,14 +33,14 @@ const (
 	// maxStreams is the number of questions at a time on one connection. Further questions wait in
 	// Envoy.
 	maxStreams = 1000
-	// maxConnections bounds the connections to the gRPC address, and maxHTTP those to the HTTP
-	// address. Without a bound, one client could take all open files of the process.
+	// maxConnections bounds the connections to the gRPC address, and maxHTTP the connections to the
+	// HTTP address. Without a bound, one client could take all open files of the process.
 	maxConnections, maxHTTP = 1024, 128
 	// stopTime bounds the wait for questions in flight. A question takes microseconds.
 	stopTime = 5 * time.Second
 )
 
-// server answers questions, and tells whether it can.
+// server answers Envoy's questions, and tells by its health service whether it is ready to answer.
 type server struct {
 	healthv1.UnimplementedHealthServer
 	logger    *slog.Logger
@@ -86,14 +86,14 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	s.grpc, s.http = s.grpcServer(forGRPC), s.httpServer(forHTTP)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go files.Run(ctx) // holds nothing that has to be closed
+	go files.Run(ctx) // serve does not wait for Run's end: Run holds nothing that has to be closed
 	return s.run(ctx, bounded(grpcListener, places(maxConnections)), bounded(httpListener, places(maxHTTP)))
 }
 
 // run serves on both addresses until ctx ends, and stops in order.
 func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 	secure := s.http.TLSConfig != nil
-	failed := make(chan error, 3) // one for each goroutine below
+	failed := make(chan error, 3) // has room for one error of each goroutine below
 	go func() { failed <- s.grpc.Serve(forGRPC) }()
 	go func() {
 		if secure {
@@ -126,7 +126,7 @@ func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 	return errors.Join(err, s.http.Close())
 }
 
-// grpcServer returns the server for Envoy.
+// grpcServer returns the gRPC server that answers Envoy's questions.
 func (s *server) grpcServer(config *tls.Config) *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.InTapHandle(s.questions.tap), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
@@ -171,7 +171,7 @@ func (s *server) httpServer(config *tls.Config) *http.Server {
 	return &http.Server{
 		Handler: mux, TLSConfig: config,
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // any client can cause errors
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // the level is low, since any client can cause errors
 	}
 }
 

@@ -255,7 +255,7 @@ func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 
 // Standing reads the rows of the session and of the users that a delegated token depends on,
 // and returns when this server's own verifier has applied every event that was committed before
-// the reading. So the verifier knows at least what the rows say. Errors: as [Feed.Write].
+// the reading. So the verifier knows at least what the rows say. Errors: those of [Feed.Write].
 func (f *Feed) Standing(ctx context.Context, session string, users []string) (*store.Standing, error) {
 	var s *store.Standing
 	err := f.store.Read(ctx, func(tx *store.Tx) (err error) {

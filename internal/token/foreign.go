@@ -15,15 +15,15 @@ const (
 	// MaxForeignLength bounds the length of another issuer's token, in bytes. Tokens of CI
 	// systems with all their claims have 2 KiB.
 	MaxForeignLength = 16 << 10
-	// maxForeignDepth bounds how deep objects and arrays may lie in each other. The claims of
+	// maxForeignDepth bounds how deep objects and arrays can be nested. The claims of
 	// Kubernetes have a depth of 3.
 	maxForeignDepth = 16
 	maxForeignKID   = 256 // bytes
 )
 
 // foreignMethods maps the algorithms of other issuers to golang-jwt's implementation. Every
-// algorithm is asymmetric: a symmetric one would make a public key a secret (RFC 8725
-// section 2.1).
+// algorithm is asymmetric: under a symmetric algorithm, the public key would be the secret that
+// signs tokens (RFC 8725 section 2.1).
 var foreignMethods = map[string]jwt.SigningMethod{
 	"EdDSA": jwt.SigningMethodEdDSA,
 	"ES256": jwt.SigningMethodES256, "ES384": jwt.SigningMethodES384, "ES512": jwt.SigningMethodES512,
@@ -31,7 +31,7 @@ var foreignMethods = map[string]jwt.SigningMethod{
 	"PS256": jwt.SigningMethodPS256, "PS384": jwt.SigningMethodPS384, "PS512": jwt.SigningMethodPS512,
 }
 
-// foreignTypes are the values of `typ`, in lower case, that mark a JWT or an assertion for an
+// foreignTypes lists the values of `typ`, in lower case, that mark a JWT or an assertion for an
 // authorization grant (RFC 7519 section 5.1, draft-ietf-oauth-rfc7523bis). A token of another
 // type, such as an access token, was made for another use.
 var foreignTypes = []string{"jwt", "jose", "authorization-grant+jwt"}
@@ -49,7 +49,7 @@ type Foreign struct{ Issuer, Algorithm, KID string }
 //
 // find returns the public key of the issuer with the kid, if the key is for the algorithm.
 // ParseForeign reads the claim `iss` before the check of the signature, since `iss` decides
-// which keys count.
+// which keys are right.
 //
 // ParseForeign ignores header parameters that it does not know, and keys or addresses of keys
 // in the header.
@@ -90,8 +90,8 @@ func (p parts) foreignHeader() (Foreign, error) {
 	if !ok {
 		return Foreign{}, errHeader
 	}
-	// Both parameters change how a token must be read, and no extension is supported (RFC
-	// 7515 section 4.1.11, RFC 7797).
+	// The parameters crit and b64 change how a token must be read, and no extension is
+	// supported (RFC 7515 section 4.1.11, RFC 7797).
 	if header.has("crit") || header.has("b64") {
 		return Foreign{}, errForbidden
 	}
@@ -105,7 +105,7 @@ func (p parts) foreignHeader() (Foreign, error) {
 	case foreignMethods[says.Algorithm] == nil:
 		return Foreign{}, errAlgorithm
 	// Media types are compared without regard to case, and a name without a slash stands for
-	// one of `application` (RFC 7515 section 4.1.9).
+	// the media type application/NAME (RFC 7515 section 4.1.9).
 	case !slices.Contains(foreignTypes, strings.TrimPrefix(strings.ToLower(typ), "application/")):
 		return Foreign{}, errForeignType
 	}
@@ -125,8 +125,8 @@ func decodeClaims(part string) (map[string]any, bool) {
 	return claims, ok && isObject
 }
 
-// decodeValue decodes a JSON value, which must have passed json.Valid. depth is how many objects
-// and arrays may lie in each other.
+// decodeValue decodes a JSON value, which must have passed json.Valid. depth bounds how deep
+// objects and arrays can be nested.
 func decodeValue(value string, depth int) (any, bool) {
 	switch value[0] {
 	case '{':

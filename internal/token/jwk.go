@@ -109,7 +109,7 @@ func decodeRSA(jwk *watchwordv1.JsonWebKey) (*rsa.PublicKey, error) {
 	if err := cmp.Or(errN, errE); err != nil {
 		return nil, err
 	}
-	// Four bytes fit an int. NewPublicKey checks the exponent's value.
+	// An exponent of four bytes fits an int. NewPublicKey checks the exponent's value.
 	if len(e) > 4 {
 		return nil, errors.New("token: JWK has an exponent of more than 4 bytes")
 	}
@@ -141,8 +141,8 @@ var (
 // checkEdwards refuses bytes other than the canonical form of a point on the curve
 // (RFC 8032 section 5.1.3). checkEdwards also refuses the eight points with an order
 // of 1, 2, 4 or 8: under such a key, forged signatures are valid. Go's ed25519
-// package checks neither. Speed and constant time matter little here, because keys
-// are few and public.
+// package checks neither the form nor the order. Speed and constant time matter little
+// for checkEdwards, because keys are few and public.
 func checkEdwards(key ed25519.PublicKey) error {
 	if len(key) != ed25519.PublicKeySize {
 		return errors.New("token: Ed25519 key has a wrong length")

@@ -41,8 +41,8 @@ func ParseAlgorithm(s string) (Algorithm, error) {
 	return Algorithm(s), nil
 }
 
-// methods maps each algorithm to golang-jwt's implementation. The map is our own,
-// because any package in the process may change the table of jwt.GetSigningMethod.
+// methods maps each algorithm to golang-jwt's implementation. Package token has a map of
+// its own, because any package in the process can change the table of jwt.GetSigningMethod.
 var methods = map[Algorithm]jwt.SigningMethod{
 	EdDSA: jwt.SigningMethodEdDSA,
 	ES256: jwt.SigningMethodES256,
@@ -57,11 +57,11 @@ type PublicKey struct {
 }
 
 const (
-	// kidLength in characters: 96 bits of thumbprint, so two keys do not share a
-	// kid by chance.
+	// kidLength is the length of a key id in characters: 96 bits of the thumbprint, so
+	// two keys do not share a kid by chance.
 	kidLength = 16
-	// RFC 7518 section 3.3 asks for at least 2048 bits. A signature of more than
-	// 4096 bits would use up much of MaxLength and be slow to check.
+	// RFC 7518 section 3.3 asks for RSA keys of at least 2048 bits. A signature of more
+	// than 4096 bits would use up much of MaxLength and be slow to check.
 	minModulusBits = 2048
 	maxModulusBits = 4096
 	// minExponent comes from FIPS 186-5. With a smaller exponent, a single bug in
@@ -142,7 +142,7 @@ func IsKID(s string) bool {
 func (k *PublicKey) Algorithm() Algorithm { return k.alg }
 
 // MarshalPKIX returns the key in the form of x509.MarshalPKIXPublicKey, in which the
-// database stores it.
+// database stores the key.
 func (k *PublicKey) MarshalPKIX() ([]byte, error) { return x509.MarshalPKIXPublicKey(k.key) }
 
 // verify checks the signature (RFC 7515 section 5.2). The key alone chooses the
@@ -165,8 +165,8 @@ func (k *PublicKey) verify(p parts) error {
 func thumbprint(k *PublicKey) string {
 	j := k.JWK()
 	members := map[string]string{"kty": j.Kty, "crv": j.Crv, "x": j.X, "y": j.Y, "e": j.E, "n": j.N}
-	maps.DeleteFunc(members, func(_, value string) bool { return value == "" }) // of other key types
-	text, _ := json.Marshal(members)                                            // a map of strings has a JSON form
+	maps.DeleteFunc(members, func(_, value string) bool { return value == "" }) // leaves out members of other key types
+	text, _ := json.Marshal(members)                                            // never fails: a map of strings has a JSON form
 	sum := sha256.Sum256(text)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }

@@ -12,9 +12,9 @@ import (
 // exactly; encoding/json's structs would read "ISS" as "iss".
 //
 // The methods text, optional, texts, textOrTexts, integer, time and actors decode a member.
-// Each returns the zero value if the member is missing or has a wrong type, and keeps the
-// name of the first bad member in bad. So a caller reads all members and checks bad
-// once.
+// Each of these methods returns the zero value if the member is missing or has a wrong type,
+// and keeps the name of the first bad member in the field bad. So a caller reads all members
+// and checks bad once.
 //
 // The members are parts of one string, and stand in a list: for the dozen members of a token, a
 // map and a copy of each text would take several times as long.
@@ -26,9 +26,9 @@ type object struct {
 // member is a member of a JSON object: the name, and the JSON text of the value.
 type member struct{ name, value string }
 
-// maxMembers bounds the members of an object. Tokens have a dozen. Each look-up goes through
-// the list, so without a bound a forged header with a thousand members would cost a
-// millisecond.
+// maxMembers bounds the members of an object. Tokens have a dozen members. Each look-up goes
+// through the list of members, so without a bound a forged header with a thousand members would
+// cost a millisecond.
 const maxMembers = 64
 
 // decodeObject decodes a base64url part with a single JSON object in UTF-8. decodeObject
@@ -43,9 +43,10 @@ func decodeObject(part string) (*object, bool) {
 }
 
 // newObject reads the members of a JSON object. data must have passed json.Valid. newObject
-// refuses more than maxMembers members, and a repeated name: JSON readers may take either value, so two readers might see two
-// different tokens (RFC 7515 section 4, RFC 7519 section 4). In nested objects repeated names
-// pass, except in those of the claim act, which [object.actors] reads by newObject too.
+// refuses more than maxMembers members, and a repeated name: a JSON reader takes the first or the
+// last value of a repeated name, so two readers might see two different tokens (RFC 7515 section
+// 4, RFC 7519 section 4). In nested objects repeated names pass, except in the objects of the
+// claim act, which [object.actors] reads by newObject too.
 func newObject(data string) (*object, bool) {
 	s := scanner{data}
 	if !s.take('{') {
@@ -105,7 +106,8 @@ func (o *object) optional(name string) string {
 // actors reads the actors of the member, from the outside in (RFC 8693 section 4.1); nil if
 // the member is missing. Each actor has exactly the members sub, username and ver, and act
 // around an earlier actor: an unknown member might name another actor, as iss would.
-// Of more than MaxActors, actors reads one more, which [Claims.malformed] refuses.
+// If there are more than MaxActors actors, actors reads MaxActors+1, and [Claims.malformed]
+// refuses the claim.
 func (o *object) actors(name string) (list []Actor) {
 	for at, member := o, name; at.has(member) && len(list) <= MaxActors; member = "act" {
 		act, ok := newObject(at.value(member))
@@ -146,8 +148,8 @@ func (o *object) texts(name string) []string {
 	return list
 }
 
-// textOrTexts reads a string or a list of strings: aud may be either (RFC 7519
-// section 4.1.3).
+// textOrTexts reads a string or a list of strings: the claim aud can have either form
+// (RFC 7519 section 4.1.3).
 func (o *object) textOrTexts(name string) []string {
 	if strings.HasPrefix(o.value(name), `"`) {
 		return []string{o.text(name)}

@@ -8,7 +8,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// The errors of Parse, built once to keep the refusal of a forged token cheap.
+// Parse returns one of these errors, which are built once to keep the refusal of a forged
+// token cheap.
 var (
 	errLength    = fmt.Errorf("%w: too long", ErrInvalid)
 	errForm      = fmt.Errorf("%w: not a JWS in compact form", ErrInvalid)
@@ -30,7 +31,7 @@ var segments = jwt.NewParser(jwt.WithStrictDecoding())
 // crit and b64 change how a token must be read (RFC 7515 section 4.1.11, RFC 7797),
 // and Parse supports no extension. The four parameters after b64 carry a key or a
 // key's address in a header without a checked signature (RFC 8725 section 3.10).
-// Our issuer sets none of the six.
+// Watchword's issuer sets none of the six parameters.
 var forbidden = []string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
 
 // Parse checks the form, type, key and signature of an access token, in this order,
@@ -42,9 +43,9 @@ var forbidden = []string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
 //
 // find returns the key with the given id, or nil. The key decides the algorithm; a
 // token with a different alg in the header is refused (RFC 8725 section 3.1). Parse
-// ignores unknown header parameters and claims, so a newer issuer may add some. Parse
-// refuses the parameters and claims that could change the token's meaning: those listed
-// in forbidden, the claim nbf, and an unknown member of the claim act.
+// ignores unknown header parameters and claims, so a newer issuer can add parameters and
+// claims. Parse refuses what could change the token's meaning: the parameters listed in
+// forbidden, the claim nbf, and an unknown member of the claim act.
 //
 // Parse decodes the claims after the check of the signature, so a forged token's
 // claims stay unread.
@@ -108,14 +109,14 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 	if header.bad != "" || alg == "" || kid == "" || find == nil {
 		return nil, errHeader
 	}
-	// RFC 9068 section 4 has two spellings. Media types are compared without regard to
-	// case (RFC 7515 section 4.1.9).
+	// RFC 9068 section 4 allows two spellings of typ. Media types are compared without
+	// regard to case (RFC 7515 section 4.1.9).
 	if !strings.EqualFold(typ, Type) && !strings.EqualFold(typ, "application/"+Type) {
 		return nil, errType
 	}
 	key := find(kid)
 	// find belongs to the caller and may return a wrong key, or a zero PublicKey
-	// without a kid. Comparing the kid refuses both.
+	// without a kid. Comparing the kid refuses either mistake.
 	if key == nil || key.kid != kid {
 		return nil, errKey
 	}
@@ -132,7 +133,7 @@ func (p parts) claims() (*Claims, error) {
 		return nil, errClaims
 	}
 	// Parse has no clock to compare nbf with, and Claims has no field for nbf, so no
-	// caller would check nbf. Our issuer never sets the claim.
+	// caller would check nbf. Watchword's issuer never sets nbf.
 	if payload.has("nbf") {
 		return nil, errNotBefore
 	}
@@ -162,8 +163,8 @@ func (p parts) claims() (*Claims, error) {
 
 // Bearer returns the token in values, the values of the metadata `authorization` (RFC
 // 6750 section 2.1). ok is false unless there is exactly one value "Bearer TOKEN": of
-// two values, two readers could take different ones. The case of the scheme does not
-// matter (RFC 9110 section 11.1). One space or more may stand between the scheme and the
+// two values, one reader could take the first, and another reader the second. The case of the
+// scheme does not matter (RFC 9110 section 11.1). One space or more can stand between the scheme and the
 // token (section 11.4), and spaces and tabs around the whole value are no part of the
 // value (section 5.5). Bearer does not verify the token.
 func Bearer(values []string) (token string, ok bool) {

@@ -24,8 +24,8 @@ const modulusBits = 2048
 // SigningKey signs access tokens, by a single algorithm. Text, JSON and logs show the
 // key's id alone. The zero value signs nothing.
 type SigningKey struct {
-	// A pointer, because fmt calls no methods on an unexported field of another
-	// struct: fmt prints a pointer there as an address, and a value with every byte.
+	// secret is a pointer, because fmt calls no methods on an unexported field of another
+	// struct: fmt prints a pointer in such a field as an address, and a value with every byte.
 	secret *secret
 }
 

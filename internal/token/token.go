@@ -8,7 +8,7 @@
 // issuer, the audience, the expiry and the session. The package exports no way to
 // read a token without a check of the signature.
 //
-// All functions and methods may be called from several goroutines at once.
+// All functions and methods are safe for concurrent use.
 package token
 
 import (
@@ -37,7 +37,7 @@ const MaxLength = 8192
 var ErrInvalid = errors.New("token: invalid")
 
 const (
-	// endOfTime bounds iat and exp, in seconds since 1970: both must lie below.
+	// endOfTime bounds iat and exp, in seconds since 1970: iat and exp must lie below endOfTime.
 	// The first second of the year 10000 does not fit a protobuf Timestamp, and
 	// RPC responses carry the times as Timestamps.
 	endOfTime = 253402300800
@@ -46,8 +46,9 @@ const (
 	maxVersion = 1<<53 - 1
 )
 
-// MaxActors bounds the actors of a token: a chain of calls across more services is a mistake
-// in a program more often than a wish. Each actor adds some 110 bytes to every call.
+// MaxActors bounds the actors of a token (the services that act for the subject): a chain of calls
+// across more services is most often a mistake in a program. Each actor adds some 110 bytes to
+// every call.
 const MaxActors = 5
 
 // RoleForm is the form of a role, as a regular expression.
@@ -60,8 +61,8 @@ var role = regexp.MustCompile(`^[a-z][a-z0-9._:-]*$`)
 // maxRole is the longest role that [RoleForm] allows, in bytes.
 const maxRole = 64
 
-// IsRole returns whether a user can have a role with this name. Sign and Parse do not ask:
-// package user gives no user another role.
+// IsRole reports whether a user can have a role with this name. Sign and Parse do not call
+// IsRole: package user gives a user only roles for which IsRole returns true.
 func IsRole(name string) bool { return len(name) <= maxRole && role.MatchString(name) }
 
 // Claims holds the claims of an access token (RFC 9068 section 2.2). Every field except
@@ -152,8 +153,8 @@ func (c *Claims) wire() *wireClaims {
 	if wire.Roles == nil {
 		wire.Roles = []string{} // encoding/json writes a nil slice as null, which Parse refuses
 	}
-	// The actor that called last is outermost (RFC 8693 section 4.1), so the innermost is
-	// written first.
+	// The actor that called last is outermost (RFC 8693 section 4.1), so the loop begins with
+	// the innermost actor.
 	for _, a := range slices.Backward(c.Actors) {
 		wire.Act = &wireActor{Act: wire.Act, Sub: a.Subject, Username: a.Username, Ver: a.Version}
 	}
@@ -204,7 +205,7 @@ func badVersion(v int64) bool { return v < 0 || v > maxVersion }
 // badText reports whether s is empty, is invalid UTF-8, or has the replacement character
 // U+FFFD or a zero byte. JSON decoding writes U+FFFD in place of a broken byte or half a
 // surrogate pair, so two different texts would be read as the same text (RFC 8259 section
-// 8.2). A claim with a zero byte would be refused by a query in PostgreSQL.
+// 8.2). PostgreSQL would refuse a query with a zero byte.
 func badText(s string) bool {
 	return s == "" || strings.ContainsRune(s, utf8.RuneError) || strings.IndexByte(s, 0) >= 0
 }

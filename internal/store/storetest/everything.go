@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// TouchEverything runs every statement of a store, by names that end in n.
+// TouchEverything runs every statement of a store at least once, on rows with names that end in n.
 func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	t.Helper()
 	name := fmt.Sprint("everything", n)
@@ -34,7 +34,8 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	}
 }
 
-// touchRows reads and changes a user and a session, and writes what a change writes.
+// touchRows reads and changes a user and a session, and writes the security record, the events and
+// the settings that go with a change.
 func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) {
 	t.Helper()
 	var head int64

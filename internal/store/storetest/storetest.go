@@ -1,6 +1,6 @@
 // Package storetest holds what every engine of package store must pass, and opens
-// stores of both engines for the tests of the packages above. It is for tests
-// alone.
+// stores of both engines for the tests of the packages that use package store. Package
+// storetest is for tests alone.
 package storetest
 
 import (

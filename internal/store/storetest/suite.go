@@ -177,7 +177,7 @@ func testRefusals(t *testing.T, new func(testing.TB) string) {
 	writes = append(writes,
 		func(tx *store.Tx) error { return errors.Join(tx.SetSetting("refused", "2"), errRefused) },
 		func(tx *store.Tx) error {
-			_, err := tx.Setting("x") // what comes before it has been sent
+			_, err := tx.Setting("x") // a query: PostgreSQL gets it together with the queued statements before it
 			return errors.Join(tx.SetSetting("late", "2"), err, tx.InsertUser(newUser("late", "late")), errRefused)
 		},
 		func(tx *store.Tx) error {
@@ -205,7 +205,8 @@ func testRefusals(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// fault makes the driver fail: a key without its public half is NULL.
+// fault makes the driver fail: the missing public half of the key is NULL, which the column
+// refuses.
 func fault(tx *store.Tx) error {
 	return tx.InsertSigningKey(&store.SigningKey{KID: "fault", Algorithm: "a", SealedKey: []byte{1}, PublishedAt: tx.Now()})
 }
@@ -244,7 +245,7 @@ func testTakenNames(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	insert(t, s, newUser("id-alice", "alice"))
 	insert(t, s, newUser("id-bob", "bob"))
-	write(t, s, func(tx *store.Tx) error { // the transaction goes on
+	write(t, s, func(tx *store.Tx) error { // the transaction goes on after ErrExists
 		if err := tx.InsertUser(newUser("other", "alice")); !errors.Is(err, store.ErrExists) {
 			return fmt.Errorf("a second alice: %w", err)
 		}
@@ -278,8 +279,8 @@ func testTakenNames(t *testing.T, new func(testing.TB) string) {
 	insert(t, s, newUser("another", "bob"))
 }
 
-// An error of the database makes Write fail even if fn ignores the error: whether the
-// transaction could go on differs between the engines.
+// If a statement breaks a unique constraint, Write fails even if fn ignores the error: SQLite could
+// go on with the transaction, and PostgreSQL could not.
 func testTakenNameSwallowed(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	insert(t, s, newUser("id-alice", "alice"))

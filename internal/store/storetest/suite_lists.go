@@ -47,7 +47,7 @@ func testPagesOfSessions(t *testing.T, new func(testing.TB) string) {
 		case i < 4: // the same version and time
 			add(id, 7, now)
 			want = slices.Insert(want, 0, id)
-		case i < 8: // a version that fell would be newer than its time
+		case i < 8: // later logins after the clock was set back: a higher version, and an earlier time
 			add(id, 8, now.Add(-time.Duration(i)*time.Hour))
 		}
 	}
@@ -63,8 +63,8 @@ func testPagesOfSessions(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// Of a user with too many sessions the oldest are listed: so many as are too many, and
-// not more than a step.
+// SessionsBeyond lists the oldest sessions of a user with too many sessions: as many as are too
+// many, and at most limit.
 func testSessionsBeyond(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	alice := newUser("id-alice", "alice")
@@ -76,7 +76,7 @@ func testSessionsBeyond(t *testing.T, new func(testing.TB) string) {
 		row.CreatedAt = now.Add(time.Duration(i) * time.Minute)
 		rows = append(rows, row)
 	}
-	rows[4].EndedAt, rows[1].BornVersion = now, 6 // two are ended
+	rows[4].EndedAt, rows[1].BornVersion = now, 6 // two sessions have ended: s4 alone, s1 with all sessions of the user
 	insert(t, s, alice, rows...)
 	for _, c := range []struct {
 		most, limit int
@@ -101,9 +101,9 @@ func testSessionsBeyond(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// With one filter a page has only the records that the filter selects, and is full if
-// there are enough. With several filters, one call looks at so many records and no more,
-// and says where to go on.
+// With one filter, a call of Audit reads only the records that the filter selects, and a page is
+// full if there are enough records. With several filters, a call reads at most scan records, and
+// returns where the next page begins.
 func testPagesOfAudit(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	const n, scan, rare = 200, 20, 9
@@ -119,7 +119,7 @@ func testPagesOfAudit(t *testing.T, new func(testing.TB) string) {
 		}
 		return nil
 	})
-	// pages reads all, and returns the numbers of pages and of records.
+	// pages reads all records that a filter selects, and returns the numbers of pages and records.
 	pages := func(f store.AuditFilter, limit int) (pages, all int) {
 		seen := map[string]bool{}
 		for {

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// The row of a replica is replaced whole, and the newest question is one for all replicas.
+// WriteReplica replaces the whole row of a replica, and all replicas read the same newest question.
 func testReplicas(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	var asked time.Time
@@ -47,7 +47,7 @@ func testReplicas(t *testing.T, new func(testing.TB) string) {
 		return nil
 	})
 	write(t, s, func(tx *store.Tx) error { return tx.SetSetting("watchers_asked", "damaged") })
-	read(t, s, func(tx *store.Tx) error { // the floor decides, and a question is for a display alone
+	read(t, s, func(tx *store.Tx) error { // a damaged question is no error, since a question serves a display alone
 		_, asked, err := tx.FloorAndQuestion()
 		if asked.Year() != 1970 {
 			t.Errorf("a damaged question is of %v", asked)
@@ -73,7 +73,8 @@ func testReplicas(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// Replicas see the same certificates at the same time. The latest ones are kept.
+// Several replicas can write the same certificates at the same time. Pruning keeps the certificates
+// that were seen latest.
 func testWatcherCertificates(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	var names []string

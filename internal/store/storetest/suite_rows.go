@@ -83,7 +83,7 @@ func testUserIDs(t *testing.T, new func(testing.TB) string) {
 	})
 }
 
-// ids are in the order of their bytes, which is that of no language.
+// ids lists ids in the order of their bytes, which differs from the order of every language.
 var ids = []string{"-a", "0", "B", "Z", "Za", "_", "a", "b", "z", "zB", "é"}
 
 func testPagesOfUsers(t *testing.T, new func(testing.TB) string) {
@@ -180,7 +180,7 @@ func testSessions(t *testing.T, new func(testing.TB) string) {
 	if got := find(); !reflect.DeepEqual(got, row) {
 		t.Fatalf("repeated: %+v, want %+v", got, row)
 	}
-	for range 2 { // what has ended does not end again
+	for range 2 { // the second EndSession leaves the time of the first
 		write(t, s, func(tx *store.Tx) error {
 			if row.EndedAt.IsZero() {
 				row.EndedAt = tx.Now()

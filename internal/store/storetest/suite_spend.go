@@ -135,10 +135,10 @@ func testSpendAdvances(t *testing.T, new func(testing.TB) string) {
 }
 
 // SpendAdvances calls spend, which marks a session's refresh token as used, for sessions
-// whose last refresh was 0, 1, … lengths of --refresh-grace ago, and compares the new
+// that were last refreshed 0, 1, … lengths of --refresh-grace ago, and compares the new
 // generations with the rule in internal/session/generation.go.
 func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
-	const grace = 1000 * time.Hour // a span in which the test ends, but for once in a blue moon
+	const grace = 1000 * time.Hour // so long that the test nearly always begins and ends in the same span
 	insert(t, s, newUser("advances", "advances"))
 	for spansAgo, want := range map[int64]store.Generations{
 		0: {Low: 5, EarlierLow: 3},
@@ -180,7 +180,7 @@ func testSpendAtOnce(t *testing.T, new func(testing.TB) string) {
 	var rows []*store.Session
 	for i := range sessions {
 		row := newSession(fmt.Sprint("s", i), u.ID)
-		row.Audience = []string{"internal", row.ID} // shows of which session an answer is
+		row.Audience = []string{"internal", row.ID} // shows to which session an answer belongs
 		rows = append(rows, row)
 	}
 	insert(t, stores[0], u, rows...)
@@ -208,8 +208,8 @@ func testSpendAtOnce(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// Transactions and Spend change one session in turn: each raises the generation by one,
-// and after a transaction has ended the session, Spend spends nothing.
+// Transactions and calls of Spend change one session in turn: each change raises the generation by
+// one, and after a transaction has ended the session, Spend returns ErrNotFound.
 func testSpendAndWrites(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}

@@ -12,7 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// The newest sessions of a user are recent, ended or not, and those of others do not count.
+// IsRecent returns true for the newest sessions of a user, ended or not, and does not count the
+// sessions of other users.
 func testRecentSessions(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	now := time.Now().UTC().Truncate(time.Microsecond)
@@ -71,7 +72,7 @@ func testThrottle(t *testing.T, new func(testing.TB) string) {
 	if got := pair[1]; !got.ClearAt.Equal(set.ClearAt) || !got.NextAt.Equal(set.NextAt) || !bytes.Equal(got.Promises, set.Promises) {
 		t.Errorf("got %+v, want %+v", got, set)
 	}
-	start := now.Add(-time.Hour) // so pruning deletes the bucket until it has counted
+	start := now.Add(-time.Hour) // in the past, where pruning would delete the bucket
 	var writers sync.WaitGroup
 	for range 4 {
 		writers.Go(func() {
@@ -97,7 +98,7 @@ func testThrottle(t *testing.T, new func(testing.TB) string) {
 	if got := get()[0].ClearAt; !got.Equal(start.Add(200 * time.Minute)) {
 		t.Errorf("200 changes have moved the bucket by %v", got.Sub(start))
 	}
-	write(t, s, func(tx *store.Tx) error { // one counts nothing any more
+	write(t, s, func(tx *store.Tx) error { // the time ClearAt of the first bucket has passed, so pruning deletes the bucket
 		pair, err := tx.LockThrottleBuckets(ids)
 		if err != nil {
 			return err

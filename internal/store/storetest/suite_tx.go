@@ -173,7 +173,7 @@ func testLostUpdates(t *testing.T, new func(testing.TB) string) {
 	wantSettings(t, stores[0], map[string]string{"counter": "80"})
 }
 
-// repeat calls do several times in each of several goroutines.
+// repeat calls the function `do` several times in each of several goroutines.
 func repeat(t *testing.T, goroutines, times int, do func(i int) error, name string) {
 	t.Helper()
 	var tasks sync.WaitGroup
@@ -203,7 +203,7 @@ func testExclusive(t *testing.T, new func(testing.TB) string) {
 			if n := inside.Add(1); n > most.Load() {
 				most.Store(n)
 			}
-			_, err := tx.Setting("a") // a round trip, where there are any
+			_, err := tx.Setting("a") // a round trip on PostgreSQL, in which another transaction could enter
 			return err
 		})
 	}, "exclusive")
@@ -299,7 +299,7 @@ func testHeadInto(t *testing.T, new func(testing.TB) string) {
 }
 
 // A transaction that appends an event sees a longer lifetime that another transaction
-// has set: events with higher numbers are kept for as long.
+// has set: the database keeps events with higher numbers for the longer lifetime.
 func testExpiry(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}

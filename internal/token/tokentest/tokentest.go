@@ -22,13 +22,13 @@ const VectorsEnv = "WATCHWORD_TEST_VECTORS"
 //go:embed tokens.json
 var tokens []byte
 
-// Values of [Case.Want] and [Case.Parse].
+// [Case.Want] and [Case.Parse] have these values; Want can also be the reason of an error.
 const (
 	OK      = "ok"      // in Want and Parse
 	Invalid = "invalid" // in Parse alone
 )
 
-// Suite holds the tokens, and the settings of a verifier for them.
+// Suite holds the tokens, and the settings of a verifier for the tokens.
 type Suite struct {
 	Comment     string
 	Issuer      string
@@ -45,13 +45,13 @@ type Key struct {
 	PKCS8 []byte // the private key, public because no service uses the key
 }
 
-// Case holds a token and the results of the checks.
+// Case holds a token and the expected results of the checks.
 type Case struct {
 	Name  string `json:"name"`
 	Token string `json:"token"`
-	Want  string `json:"want"`  // of the whole verification: OK or an error reason
-	Parse string `json:"parse"` // of token.Parse alone: OK or Invalid
-	// Delegated is true for a good token with actors, which a method may refuse.
+	Want  string `json:"want"`  // the result of the whole verification: OK or an error reason
+	Parse string `json:"parse"` // the result of token.Parse alone: OK or Invalid
+	// Delegated is true for a good token with actors, which a method is allowed to refuse.
 	Delegated bool `json:"delegated,omitempty"`
 }
 
@@ -145,10 +145,10 @@ func Vectors(t testing.TB, name string) []byte {
 	return data
 }
 
-// Wycheproof returns every JWS of the vectors for JSON Web Signatures. Many have a good
-// signature, but none has the type of an access token, so a verifier must refuse every
-// JWS. The list leaves out the empty string, because a verifier reads the empty string
-// as a missing token. Wycheproof skips the test like [Vectors].
+// Wycheproof returns every JWS of Project Wycheproof's vectors for JSON Web Signatures. Many of
+// them have a good signature, but none has the type of an access token, so a verifier must refuse
+// every JWS. The list leaves out the empty string, because a verifier reads the empty string
+// as a missing token. Wycheproof skips the test as [Vectors] does.
 func Wycheproof(t testing.TB) []string {
 	t.Helper()
 	var all []string
