@@ -35,12 +35,12 @@ type methodRule struct {
 	access  *watchwordv1.Access
 }
 
-// accessRules finds the access rule of every method. Any number of goroutines may call
-// [accessRules.of].
+// accessRules finds the access rule of every method. Any number of goroutines can call
+// [accessRules.of] at once.
 //
 // The first rule that exists applies: the method's own option in its proto file, then a
 // methodRule with the method's name, then a methodRule for the whole service. A method with a
-// descriptor and without any of the three needs a valid token. A method without a descriptor
+// descriptor and without any of these rules needs a valid token. A method without a descriptor
 // may have an option that the program cannot read. So without a methodRule the method admits no
 // caller.
 type accessRules struct {
@@ -194,7 +194,7 @@ var ownTypes = func() *protoregistry.Types {
 //
 // A descriptor may hold the option undecoded, or decoded as a Go type of another package: if
 // the descriptor was built while the program runs, or if the program has a second copy of
-// access.proto. So accessOption encodes all options, and decodes them again with ownTypes. Then
+// access.proto. So accessOption encodes all options, and decodes them again with ownTypes, so that
 // the result does not depend on the types that the program has registered.
 func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1.Access, declared bool, err error) {
 	if descriptor == nil {
@@ -212,7 +212,7 @@ func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1
 	return access, proto.HasExtension(options, watchwordv1.E_Access), nil
 }
 
-// validPattern returns whether a pattern can match a method. Names must be valid proto
+// validPattern reports whether a pattern can match a method. Names must be valid proto
 // names: a pattern that matches nothing would go unnoticed until a client calls the method.
 func validPattern(pattern string) bool {
 	service, method, ok := splitMethod(pattern)

@@ -79,7 +79,7 @@ func (b *bundle) learn(n news) error {
 // beat stores the times of a heartbeat, and deletes expired revocations. whole says whether the
 // stream has brought every message before the heartbeat.
 //
-// Errors: as [serverClock.beat].
+// Errors: those of [serverClock.beat].
 func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) error {
 	set, first, err := b.fresh.beat(beat, whole)
 	if err != nil {
@@ -98,7 +98,7 @@ func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) error {
 // answered stores the times in the server's answer to a GetTime that was sent at the elapsed
 // time `sent`.
 //
-// Errors: as [serverClock.answered].
+// Errors: those of [serverClock.answered].
 func (b *bundle) answered(t *watchwordv1.ServerTimes, sent time.Duration) error {
 	set, err := b.fresh.clock.answered(t, sent)
 	b.clockSet(set)

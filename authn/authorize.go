@@ -19,9 +19,10 @@ import (
 // fullMethod is the name of the called method, of the form /package.Service/Method: the path of a
 // call of gRPC or Connect, without a prefix of the server, without a query. Take fullMethod from
 // the place by which the server chooses the handler, so that the rule of one method never admits
-// a call of another method. Upper and lower case differ. authorization has the value of each
+// a call of another method. fullMethod is case-sensitive. authorization has the value of each
 // header "authorization" of the call, in upper or lower case: with a part of the values alone,
-// a call with two tokens would not be refused. nil stands for a call without such a header.
+// a call with two tokens would not be refused. A nil authorization stands for a call without the
+// header.
 //
 // Authorize checks the token once. For a stream, call Authorize again twice a second with the
 // stream's own context and the same values, and end the stream after an error, as
@@ -43,7 +44,7 @@ func (v *Verifier) Authorize(ctx context.Context, fullMethod string, authorizati
 // AuthorizeByRule checks a call as [Verifier.Authorize] does, by the access rule that the program
 // gives, for a server with rules in another place than in proto files and options. The rule of the
 // proto file, [WithMethodRule] and [WithPublicMethods] have no effect. fullMethod is for the errors
-// alone, and may be empty: a client renews its token and calls again only if the error names the
+// alone, and can be empty: a client renews its token and calls again only if the error names the
 // called method.
 //
 // Errors: INVALID_ARGUMENT without a reason for a rule that NewVerifier would refuse; otherwise
@@ -70,7 +71,7 @@ func withIncoming(ctx context.Context, authorization []string) context.Context {
 	if _, guarded := FromContext(ctx); !guarded {
 		return ctx
 	}
-	md, _ := metadata.FromIncomingContext(ctx) // a copy
+	md, _ := metadata.FromIncomingContext(ctx) // returns a copy, which withIncoming can change
 	if md == nil {
 		md = metadata.MD{}
 	}

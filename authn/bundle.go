@@ -28,7 +28,8 @@ import (
 //     and judge reads the trust state before the revocations. So judge knows at least the
 //     revocations up to the message of the trust state; later revocations can only refuse
 //     more.
-//  2. learn raises the epoch after both are stored, and judge reads the epoch before both.
+//  2. learn raises the epoch after revocations and trust state are stored, and judge reads the
+//     epoch before judge reads either.
 //     A judgement by old parts therefore carries an old epoch, even if the judgement is
 //     stored late: once learn has returned, [bundle.stillAccepted] ignores every judgement
 //     from before the message.
@@ -101,8 +102,8 @@ func (b *bundle) authenticate(raw string) (*authentic, watchwordv1.ErrorReason) 
 	return &authentic{principal: &Principal{claims: *claims}, key: used}, accepted
 }
 
-// stillAccepted returns whether the last judgement of a token still holds. Nearly every
-// call takes this path, so stillAccepted takes no lock and allocates nothing.
+// stillAccepted reports whether the last judgement of a token still holds. Nearly every
+// call needs stillAccepted alone, so stillAccepted takes no lock and allocates nothing.
 func (b *bundle) stillAccepted(t *authentic) bool {
 	last := t.accepted.Load()
 	if last == nil || last.epoch != b.epoch.Load() || b.fresh.closed.Load() {

@@ -18,8 +18,8 @@ import (
 // (the CLOCK algorithm), so the busy tokens survive a flood of new tokens.
 //
 // A token that is in the cache is looked up without a lock, and nearly always without a write
-// to memory that another core reads: cores that verify one token do not wait for each other.
-// Only put takes a lock.
+// to memory that another core reads: cores that verify the same token do not wait for each other.
+// Only put and size take locks.
 type cache struct {
 	// slots is a hash table of fixed size, since the budget bounds the number of entries. The
 	// entries of one slot form a chain, by entry.chain. The lock of the slot's shard guards
@@ -34,21 +34,21 @@ type cache struct {
 
 const (
 	// cacheShards is the number of parts of the cache, each with a lock, so that cores seldom
-	// wait for one lock. A power of two.
+	// wait for one lock. The number is a power of two.
 	cacheShards = 32
 	// entryBytes is the memory of an entry besides twice the token's length: an entry
 	// holds the token, and the claims in about as many bytes.
 	entryBytes = 768
 )
 
-// cacheShard holds the entries of the slots with one remainder of the index by cacheShards: mu
-// guards every field but budget.
+// cacheShard holds the entries of all slots with the same index modulo cacheShards. mu guards
+// every field except budget.
 type cacheShard struct {
 	mu      sync.Mutex
-	hand    *entry // the entry that is evicted next, in a ring of all entries; nil if there is no entry
+	hand    *entry // the entry that is evicted next, in a ring of all entries of the shard; nil if there is no entry
 	entries int
 	used    int      // the bytes that the entries take
-	budget  int      // the bytes that the entries may take; never changes
+	budget  int      // the bytes that the entries are allowed to take; never changes
 	_       [64]byte // gives each shard a cache line of its own
 }
 
@@ -61,7 +61,7 @@ type entry struct {
 	raw        string
 	chain      atomic.Pointer[entry] // the next entry of the slot
 	busy       atomic.Bool           // true if the entry was used since its last turn at the hand
-	next, prev *entry                // in the ring
+	next, prev *entry                // the neighbors in the ring of all entries of the shard
 }
 
 // newCache makes a cache of at most budget bytes.

@@ -37,7 +37,7 @@ var (
 //   - the elapsed time of this process, which continues during suspensions of the machine and is
 //     never set;
 //   - the process clock, which is the elapsed time of the server's process;
-//   - the token time, which is the time of the server's database, and may be set.
+//   - the token time, which is the time of the server's database, and can be set.
 //
 // The answer to a call of GetTime has the process clock of a moment between the request and the
 // response ([serverClock.answered]). A heartbeat has the token time and the process clock of one
@@ -92,7 +92,7 @@ func (c *serverClock) guess(o clock.Offset) {
 	c.token.Store(&o)
 }
 
-// opened is called before a stream is opened. The opening of a stream serves as a GetTime: the
+// opened notes that the feed opens a stream now. The opening of a stream serves as a GetTime: the
 // server makes the first heartbeat of the stream after it has received the request.
 func (c *serverClock) opened() {
 	c.mu.Lock()
@@ -161,7 +161,7 @@ func (c *serverClock) followLocked(t *watchwordv1.ServerTimes, server clock.Offs
 	asked, _ := elapsedAt(server, now, t.GetAsked().AsDuration())
 	_, answered := elapsedAt(server, now, t.GetAnswered().AsDuration())
 	after := bytes.Equal(c.readBy, t.GetProcess()) && t.GetAsked().AsDuration() >= c.readAt &&
-		(t.GetAnswered().AsDuration() > c.readAt || !c.estimate.Vague()) // else perhaps the same reading once more
+		(t.GetAnswered().AsDuration() > c.readAt || !c.estimate.Vague()) // otherwise t may hold the same reading once more
 	set, used := c.estimate.Learn(clock.Offset{
 		Lo: time.Duration(nanosOf(t.GetEarliest().AsTime())) - to,
 		Hi: time.Duration(nanosOf(t.GetLatest().AsTime())) - from,

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// The reasons for which a verifier refuses a call. accepted, the zero reason, means that
+// A verifier refuses a call for one of these reasons. accepted, the zero reason, means that
 // the call is not refused.
 const (
 	accepted         = watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED
@@ -66,7 +66,7 @@ func (e *callerRefusal) GRPCStatus() *status.Status { return status.Convert(e.er
 func (e *callerRefusal) Principal() *Principal { return e.principal }
 
 // Reason returns the reason for which a Watchword server or a Verifier has refused a call. err
-// may be the error of a client's call, or an error of this package, and Reason looks into
+// can be the error of a client's call, or an error of this package, and Reason looks into
 // wrapped errors. For every other error, and for nil, Reason returns ERROR_REASON_UNSPECIFIED.
 //
 // A program should decide by the reason. The message of an error may change with any version.

@@ -103,8 +103,8 @@ func (f *feed) run(ctx context.Context) {
 			return
 		}
 		lasted := time.Since(began)
-		// A complete bundle alone does not show a healthy server, which may crash just after. A
-		// stream that has lasted does.
+		// A stream that has lasted shows a healthy server. A complete bundle alone does not show
+		// a healthy server, since the server may crash just after.
 		if lasted > longestDelay || caughtUp && lasted >= shortLife {
 			backoff.Reset()
 		}
@@ -274,7 +274,7 @@ func (f *feed) acceptSnapshot() { f.report(true, nil) }
 
 // wait returns when the first trust bundle has come or the snapshot file is accepted.
 //
-// Errors: as [Verifier.Ready].
+// Errors: those of [Verifier.Ready].
 func (f *feed) wait(ctx context.Context) error {
 	for {
 		f.mu.Lock()
@@ -302,7 +302,7 @@ func (f *feed) wait(ctx context.Context) error {
 }
 
 // endsWait reports whether an error of the last stream ends the wait in Ready. UNAVAILABLE and
-// RESOURCE_EXHAUSTED do not: a server that is away will come back, a full server will have
+// RESOURCE_EXHAUSTED do not end it: a server that is away will come back, a full server will have
 // room, and an ingress will have its route. Other errors seldom end by waiting. With a snapshot
 // file, an error ends the wait only if an operator has to correct the cause, because the use of
 // the file would hide the cause: a missing client certificate, or keys over a connection

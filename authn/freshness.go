@@ -52,7 +52,7 @@ func newFreshness(log *slog.Logger, limit staleness) *freshness {
 // before the heartbeat. beat returns by how much the token time was set, and whether the
 // heartbeat completes the first bundle.
 //
-// Errors: as [serverClock.beat].
+// Errors: those of [serverClock.beat].
 func (f *freshness) beat(beat *watchwordv1.Heartbeat, whole bool) (set time.Duration, first bool, err error) {
 	set, since, err := f.clock.beat(beat.GetTimes())
 	if err != nil {

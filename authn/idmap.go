@@ -76,8 +76,8 @@ func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V, name func(K) stri
 	return true
 }
 
-// forget deletes the expired entries. It first collects the ids of the expired entries,
-// which takes memory until forget returns. Only the owner's writing goroutine may call
+// forget deletes the expired entries. Before the deletion, forget collects the ids of the expired
+// entries, which takes memory until forget returns. Only the owner's writing goroutine may call
 // forget.
 func (m *idMap[V]) forget(mu *sync.RWMutex, expired func(V) bool) {
 	forget(mu, m.usual, expired)
@@ -86,7 +86,7 @@ func (m *idMap[V]) forget(mu *sync.RWMutex, expired func(V) bool) {
 
 func forget[K comparable, V any](mu *sync.RWMutex, m map[K]V, expired func(V) bool) {
 	var ids []K
-	for id, v := range m { // without the lock, since only this goroutine writes
+	for id, v := range m { // reads without the lock, since only this goroutine writes
 		if expired(v) {
 			ids = append(ids, id)
 		}
@@ -94,7 +94,7 @@ func forget[K comparable, V any](mu *sync.RWMutex, m map[K]V, expired func(V) bo
 	inBatches(mu, ids, func(id K) { delete(m, id) })
 }
 
-// inBatches calls do for every element of all, with mu locked for one batch at a time.
+// inBatches calls `do` for every element of the slice `all`, with mu locked for one batch at a time.
 func inBatches[E any](mu *sync.RWMutex, all []E, do func(E)) {
 	for some := range slices.Chunk(all, batch) {
 		mu.Lock()

@@ -34,7 +34,7 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 }
 
 // UnaryServerInterceptor returns the interceptor for unary calls. UnaryServerInterceptor leaves
-// streaming calls unguarded; [Verifier.ServerOptions] guards both.
+// streaming calls unguarded; [Verifier.ServerOptions] guards unary and streaming calls.
 //
 // The interceptor checks the access rule of the method before it calls the handler. A public
 // method admits every caller. Any other method needs a valid access token, for the audience of
@@ -46,7 +46,7 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // read. So the method admits no caller, unless [WithMethodRule] or [WithPublicMethods] names
 // the method.
 //
-// Errors, the first to apply:
+// Errors; if several apply, the first in this list:
 //
 //   - UNIMPLEMENTED for a method name of another form than /service/method.
 //   - INTERNAL for an access rule that cannot be used, in a descriptor registered after
@@ -72,9 +72,9 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // The ErrorInfo of a refused call names the called method. A client that finds the method of
 // its call in the ErrorInfo renews its token and calls again. The error of a handler, such as
 // an error of Verify about some other token, must not make the client renew its token. So the
-// interceptor removes the called method from the ErrorInfo of a handler's error. The one
-// exception is an error of tokensource.OnBehalfOf about the caller's own token, in a handler
-// that has sent nothing to another service.
+// interceptor removes the called method from the ErrorInfo of a handler's error. Only an error of
+// tokensource.OnBehalfOf about the caller's own token, in a handler that has sent nothing to
+// another service, keeps the method.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	v.takenUnary.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -94,7 +94,7 @@ func incoming(ctx context.Context) []string {
 
 // guard checks a call against the access rule of the method, and returns the context for
 // the handler. guard notes the result on the span of the call. values returns the values of the
-// metadata "authorization"; a call of a public method does not need them.
+// metadata "authorization"; a call of a public method does not need the values.
 //
 // Errors: see [Verifier.UnaryServerInterceptor].
 func (v *Verifier) guard(ctx context.Context, full string, values func(context.Context) []string) (context.Context, error) {

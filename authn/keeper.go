@@ -21,8 +21,8 @@ const (
 	// keepPause is the pause after each write of the snapshot file, so that keys that change
 	// again and again do not keep a disk busy.
 	keepPause = time.Second
-	// keepRate limits how fast a large file is written on average, in bytes a second: a
-	// million revocations are written every seven minutes, and when the keys change.
+	// keepRate limits how fast a large file is written on average, in bytes a second: a file
+	// with a million revocations is written every seven minutes, and when the keys change.
 	keepRate = 100_000
 	// leftBehind is the age from which the half-written file of a killed process is deleted.
 	// Writing a file takes seconds.
@@ -88,7 +88,7 @@ func openBundle(c *config) (*bundle, *keeper, error) {
 var errMended = errors.New("other users were able to write, and the content is not used; the mode is mended")
 
 // mend removes the rights that other users have to a snapshot file and to the folder of the
-// file, if the user of this process owns both. Kubernetes gives a group rights to everything
+// file, if the user of this process owns file and folder. Kubernetes gives a group rights to everything
 // in a volume (fsGroup). If another user had the right to write the file, mend deletes the
 // file and returns errMended.
 //

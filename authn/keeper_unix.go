@@ -29,8 +29,8 @@ func checkOurs(info fs.FileInfo) error {
 }
 
 // checkFolder returns an error if another user has the right to replace the files of a folder.
-// In a sticky folder, such as /tmp, only the owners of the file and of the folder have the
-// right.
+// In a sticky folder, such as /tmp, only the owners of a file and of the folder have the
+// right to replace the file.
 func checkFolder(info fs.FileInfo) error {
 	if mode := info.Mode(); mode&0o022 != 0 && mode&fs.ModeSticky == 0 {
 		return fmt.Errorf("has mode %04o, so other users may write to the folder", mode.Perm())

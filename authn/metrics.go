@@ -17,7 +17,7 @@ import (
 // Verifier another attribute: otherwise the values of one Verifier replace the values of the
 // others.
 //
-// By default, and for a nil provider, WithMeterProvider registers nothing. A program that
+// Without WithMeterProvider, and for a nil provider, a Verifier registers no instrument. A program that
 // reports metrics by another library can read Verifier.Status. To count cached tokens too, the
 // program passes the provider of go.opentelemetry.io/otel/metric/noop.
 //

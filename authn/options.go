@@ -76,7 +76,7 @@ func WithAnyAudience() Option {
 // reflection. In a proto file of your own, set the option (watchword.v1.access) of the method
 // to {public: true}.
 //
-// Errors of NewVerifier: as with WithMethodRule.
+// Errors of NewVerifier: those that [WithMethodRule] lists.
 func WithPublicMethods(patterns ...string) Option {
 	return func(c *config) {
 		for _, pattern := range patterns {
@@ -93,9 +93,9 @@ func WithPublicMethods(patterns ...string) Option {
 //
 // Two kinds of methods need WithMethodRule: methods with proto files of other projects, and
 // methods with Go code that was generated for another protobuf runtime than
-// google.golang.org/protobuf (such as gogo/protobuf). The program has no descriptors of the
-// second kind, so it cannot read their options. Without WithMethodRule or [WithPublicMethods]
-// these methods admit no caller.
+// google.golang.org/protobuf (such as gogo/protobuf). The program has no descriptors of methods of
+// the second kind, so it cannot read their options. Without WithMethodRule or [WithPublicMethods],
+// methods of the second kind admit no caller.
 //
 // The option of a method takes precedence over every pattern: a pattern for a whole service
 // changes nothing for a method with an option, and a pattern with the name of such a method
@@ -122,7 +122,7 @@ func WithPlaintextFromOtherHosts() Option {
 // default is zero. A leeway is rarely needed, since a Verifier compares the expiry with the
 // server's clock.
 //
-// The server announces a margin: for how long it keeps revocations after the expiry of the
+// The server announces a margin: for how long the server keeps revocations after the expiry of the
 // tokens concerned. A leeway longer than the margin is cut to the margin, with a warning in the
 // log. [NewVerifier] returns INVALID_ARGUMENT if the leeway is negative.
 func WithLeeway(leeway time.Duration) Option {
@@ -147,11 +147,11 @@ func WithLogger(log *slog.Logger) Option {
 
 // WithName, [WithInstance] and [WithVersion] describe this process to the operator of the
 // Watchword server: `watchword watchers` lists every verifier with its name, instance and
-// version. No decision of the server depends on the three. The name is the name of the service,
+// version. No decision of the server depends on these texts. The name is the name of the service,
 // such as "orders"; the default is the name of the program.
 //
-// [NewVerifier] returns INVALID_ARGUMENT if one of the three has more than 128 bytes, is not
-// UTF-8, or has a zero byte.
+// [NewVerifier] returns INVALID_ARGUMENT if the name, the instance or the version has more than
+// 128 bytes, is not UTF-8, or has a zero byte.
 func WithName(service string) Option { return func(c *config) { c.words[0] = service } }
 
 // WithInstance distinguishes this process from the other instances of the service; see
@@ -204,7 +204,7 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // so a service can start while its Watchword server is away. When the server answers, it sends
 // only the changes since the file was written.
 //
-// What a Verifier without its server cannot know:
+// A Verifier that uses the file while the server is away does not know:
 //
 //   - Changes since the file was written. A session ended since then is accepted until its
 //     access tokens expire, and a key withdrawn since then is trusted, until the server
@@ -212,8 +212,8 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 //     file counts as staleness.
 //   - The exact time. The Verifier takes the latest possible time: the server's time in the
 //     file plus the time passed since, or this machine's clock if later. A clock ahead of the
-//     server's lets tokens expire early. If the machine has booted since, the time passed is
-//     unknown: the bundle is stale from the first moment.
+//     server's lets tokens expire early. If the machine has booted since the file was written, the
+//     time passed is unknown: the bundle is stale from the first moment.
 //
 // Protect the file as you would protect the keys: anyone able to write the file can forge
 // tokens of every user. The Verifier creates the file with mode 0600, and creates a missing

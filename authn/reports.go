@@ -45,11 +45,11 @@ const (
 type reporter struct {
 	said   *watchwordv1.WatcherIdentity
 	status func() *watchwordv1.WatcherReport
-	due    chan struct{} // has one place; an element means that a heartbeat was applied
+	due    chan struct{} // has room for one element, which means that a heartbeat was applied
 }
 
-// newReporter returns the reporter of a verifier. said is what the options of NewVerifier say of
-// the program. status returns what the verifier has applied and refused so far.
+// newReporter returns the reporter of a verifier. said holds what the options of NewVerifier say of
+// the program. The function status returns what the verifier has applied and refused so far.
 func newReporter(said *watchwordv1.WatcherIdentity, status func() *watchwordv1.WatcherReport) *reporter {
 	return &reporter{said: said, status: status, due: make(chan struct{}, 1)}
 }
@@ -169,7 +169,7 @@ func (c *config) identity() *watchwordv1.WatcherIdentity {
 	return said
 }
 
-// cut returns the beginning of a text, so long that the server accepts the text.
+// cut returns the beginning of a text, as many bytes as the server accepts.
 func cut(text string) string {
 	text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "")
 	return strings.ToValidUTF8(text[:min(len(text), maxWords)], "")

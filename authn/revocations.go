@@ -14,7 +14,7 @@ const pruneEvery = time.Minute
 
 // revocations holds the ended sessions and the raised versions of users.
 //
-// mu guards both maps. Only the goroutine of the feed writes, so this goroutine reads without
+// mu guards the maps. Only the goroutine of the feed writes, so this goroutine reads without
 // mu. Other goroutines only call [revocations.of], [revocations.sizes], and [idMap.all] of the
 // maps. No method holds mu for longer than one batch of entries, so the check of a token waits
 // for some tens of microseconds at most, whatever a server sends.

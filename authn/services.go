@@ -16,8 +16,8 @@ import (
 // grpc.Server.GetServiceInfo. CheckServices checks the following:
 //
 //   - Both interceptors of this Verifier must have been taken, by [Verifier.ServerOptions] or
-//     one by one: the calls of a server without them are not guarded. CheckServices cannot
-//     see which server has them; authntest.CheckGuarded calls a running server.
+//     one by one: the calls of a server without the interceptors are not guarded. CheckServices
+//     cannot see which server has the interceptors; authntest.CheckGuarded calls a running server.
 //   - Every method of services must have an access rule, by the method option of
 //     watchword/v1/access.proto (an empty option counts), by [WithMethodRule] or by
 //     [WithPublicMethods]. If the program has no descriptor of a method,
@@ -27,7 +27,7 @@ import (
 //     services.
 //   - Only Watchword itself may ask for the audience "watchword", in [WithAudience] or in a
 //     rule: a token for this audience administers Watchword, and every service that receives
-//     the token could use the token for this.
+//     the token could use the token to administer Watchword.
 //
 // Errors: FAILED_PRECONDITION, with a text that lists the interceptors not taken, the methods
 // without a usable rule, the names without a method, and the uses of the audience "watchword".

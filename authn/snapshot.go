@@ -209,7 +209,7 @@ func (b *bundle) applySnapshot(body *bufio.Reader, length int64) (*watchwordv1.W
 //
 // If this machine has not booted since the write, the time since the write is known: by the
 // time since the boot, or by the machine's clock if the clock has gone further. After another
-// boot the machine's clock may show any time. Then the bundle is stale from the first moment,
+// boot the machine's clock may show any time, so the bundle is stale from the first moment,
 // and a revocation is kept until its tokens have expired by every server clock in the snapshot,
 // however long ago the clock was heard.
 //

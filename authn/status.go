@@ -68,7 +68,8 @@ func (v *Verifier) Status() Status {
 	}
 	s.CachedTokens, s.CacheBytes = v.cache.size()
 	s.Streams, s.ClockSet = b.streams.Load(), b.clockSets.Load()
-	// A token that a call is checking now may be in one number and not yet in the other.
+	// A token that a call is checking now may be in one of the two numbers below and not yet in
+	// the other.
 	refused := v.counters.foundRefused.Load()
 	s.AcceptedCached = max(v.cache.found.sum(), refused) - refused
 	s.AcceptedChecked = v.counters.checkedAccepted.Load()

@@ -16,7 +16,7 @@ import (
 const judgeEvery = 500 * time.Millisecond
 
 // StreamServerInterceptor returns the interceptor for streaming calls. StreamServerInterceptor
-// leaves unary calls unguarded; [Verifier.ServerOptions] guards both.
+// leaves unary calls unguarded; [Verifier.ServerOptions] guards unary and streaming calls.
 //
 // The checks and errors at the beginning of a stream are those of
 // [Verifier.UnaryServerInterceptor]. After the beginning, the interceptor verifies the token

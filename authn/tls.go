@@ -46,7 +46,8 @@ type TLSCredentials struct {
 // Replace a file by renaming a new file, or change a link as Kubernetes does. A new certificate
 // is used only together with its private key. If a new file cannot be used, the old content
 // stays in use. The log has one line for the fault, and one line when the file is good again. A
-// fault of the certificate does not hinder a change of the CA, and the reverse.
+// fault of the certificate does not hinder a change of the CA, nor a fault of the CA a change of
+// the certificate.
 //
 // Errors: an error if a file cannot be read or used; an error for CertFile without KeyFile, or
 // for KeyFile without CertFile.
@@ -87,8 +88,8 @@ type TLSFileStatus struct {
 	Fault    error     // the reason why the present files cannot be used; nil if the present files are in use
 }
 
-// Status returns, for metrics, the state of the CAs and of the certificate. Status leaves out
-// what has no file.
+// Status returns, for metrics, the state of the CAs and of the certificate. Status leaves out the
+// CAs without a CAFile, and the certificate without a CertFile.
 func (c *TLSCredentials) Status() (all []TLSFileStatus) {
 	for _, s := range c.files.Status() {
 		all = append(all, TLSFileStatus{s.Files, s.ReadAt, s.NotAfter, s.Fault})

@@ -122,7 +122,7 @@ func (t *trust) keepWithdrawn(before *trust) {
 }
 
 // keepNotBefore takes the later delegated_not_before of the trust state and of the earlier
-// trust, and writes it into the message that the snapshot file contains.
+// trust, and writes the later time into the message that the snapshot file contains.
 func (t *trust) keepNotBefore(before *trust) {
 	if said := t.said.GetDelegatedNotBefore(); said != nil {
 		t.delegatedNotBefore = said.AsTime()
@@ -163,11 +163,11 @@ func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 }
 
 // remembered returns for how long the verifier keeps a server clock in its estimate after it
-// has last heard the clock: for as long as it keeps a revocation.
+// has last heard the clock: for as long as the verifier keeps a revocation.
 func (t *trust) remembered() time.Duration { return t.maxLifetime + 2*t.margin }
 
-// expiryBefore inverts [trust.keepUntil]: it returns the value of until for which keepUntil
-// returns keep.
+// expiryBefore inverts [trust.keepUntil]: expiryBefore returns the value of until for which
+// keepUntil returns keep.
 func (t *trust) expiryBefore(keep int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.Unix(keep-1, 0).Add(-t.margin))
 }

@@ -180,7 +180,7 @@ func (v *Verifier) Close() error {
 // token's principal. Verify needs no network and does not wait. If ctx is a handler's context,
 // an error of Verify names the handler's method; Verify uses ctx for nothing else.
 //
-// Errors, the first to apply: BUNDLE_STALE without a trust bundle, after Close, and with
+// Errors; if several apply, the first of these: BUNDLE_STALE without a trust bundle, after Close, and with
 // RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token; TOKEN_INVALID
 // for the token's form (RFC 7515 section 7.1), type, key, signature or issuer, and for a
 // lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_INVALID for a token minted
@@ -194,8 +194,8 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error)
 // VerifyFor verifies an access token as [Verifier.Verify] does, and ignores the audiences of
 // [WithAudience]: the token must be for at least one of the audiences given.
 //
-// Errors: as Verify; also INVALID_REQUEST if no audience is given, or an empty audience.
-// Otherwise VerifyFor with a list that was lost by mistake would accept every token.
+// Errors: those of Verify; also INVALID_REQUEST if no audience is given, or an empty audience:
+// otherwise VerifyFor with a list that was lost by mistake would accept every token.
 func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &audience{names: audiences})
 }
