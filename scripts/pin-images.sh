@@ -6,7 +6,7 @@
 set -euo pipefail
 
 file=${1:-$(dirname "$0")/../Dockerfile}
-# Tests replace both addresses.
+# The tests replace the addresses of the registry and of the server that gives tokens for it.
 registry=${PIN_REGISTRY:-https://registry-1.docker.io}
 auth=${PIN_AUTH:-https://auth.docker.io}
 
@@ -23,7 +23,7 @@ digest() {
 	token=$(get "$auth/token?service=registry.docker.io&scope=repository:$name:pull" |
 		sed -n 's/.*"token" *: *"\([^"]*\)".*/\1/p')
 	[ -n "$token" ] || { echo "$auth gave no token for $name" >&2 && return 1; }
-	rm -f "$work/manifest" # of the image before
+	rm -f "$work/manifest" # the manifest of the image before
 	get "$registry/v2/$name/manifests/$tag" "Authorization: Bearer $token" -o "$work/manifest" \
 		-H 'Accept: application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json' || return 1
 	grep -q '"manifests"' "$work/manifest" || { echo "$name:$tag: the answer is no list of manifests" >&2 && return 1; }

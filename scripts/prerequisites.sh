@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Says which of the programs that `make test` needs are missing; with --slow, which of those that
-# `make test-slow` needs. On Debian and Ubuntu, as root, the script installs those that apt-get has.
+# Says which of the programs that `make test` needs are missing; with --slow, also which programs that
+# `make test-slow` needs. On Debian and Ubuntu, as root, the script installs the missing programs that
+# apt-get has.
 set -euo pipefail
 
 slow=false
@@ -36,7 +37,8 @@ have_python() {
 		protoc -I /dev --descriptor_set_out=/dev/null /dev/stdin >/dev/null 2>&1
 }
 
-# Where internal/pgtest looks: Debian keeps both out of PATH.
+# have_postgres and have_pgbouncer look where internal/pgtest looks: Debian keeps the programs of
+# PostgreSQL and PgBouncer out of PATH.
 have_postgres() {
 	local dir
 	for dir in "$(dirname "$(readlink -f "$(command -v postgres)" 2>/dev/null)")" "$(pg_config --bindir 2>/dev/null)" \
@@ -76,8 +78,8 @@ proxies=
 if $slow; then proxies="nginx haproxy caddy"; fi
 have_proxy() { have "$1" || [ -x "/usr/sbin/$1" ]; }
 
-# Debian starts a server when the package is installed, and at each boot. The tests start servers of
-# their own, so the script prevents both.
+# Debian starts a server when the package of the server is installed, and at each boot. The tests
+# start servers of their own, so the script prevents these starts.
 policy=/usr/sbin/policy-rc.d
 no_cluster=/etc/postgresql-common/createcluster.d/watchword-tests.conf
 made=()
@@ -117,7 +119,7 @@ if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${missing[@]}"
 	for service in pgbouncer prometheus nginx haproxy; do
-		if [[ " ${missing[*]} " = *" $service "* ]]; then update-rc.d "$service" disable; fi # at boot
+		if [[ " ${missing[*]} " = *" $service "* ]]; then update-rc.d "$service" disable; fi # no start at boot
 	done
 	if [[ " ${missing[*]} " = *" caddy "* ]]; then systemctl disable --quiet caddy; fi # has no script for update-rc.d
 fi

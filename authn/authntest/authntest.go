@@ -16,8 +16,8 @@
 //
 // A [ForeignIssuer] makes the assertions with which a service account signs in.
 //
-// The verifiers are those of package authn, and the [Issuer] sends them the same messages as a
-// real server. So a service behaves in a test as it does in production. When a method that
+// The verifiers are those of package authn, and the [Issuer] sends the verifiers the same messages
+// as a real server. So a service behaves in a test as it does in production. When a method that
 // changes an Issuer returns, every connected verifier knows the change.
 package authntest
 
@@ -143,8 +143,8 @@ func (i *Issuer) Token(u User) string {
 
 // Delegate returns a token delegated from a token of this issuer, as AuthService/DelegateToken
 // does. The new token names the same subject and the same session, is for one audience, and
-// expires no later. The new token has the roles that both the token and the parameter roles
-// name (nil: all roles of the token), and never the role admin. actor is the service account
+// expires no later than the token raw. The new token has the roles that raw has and that the
+// parameter roles names (nil: all roles of raw), and never the role admin. actor is the service account
 // that calls. Delegate panics unless this issuer minted the token with a trusted key, and for a
 // sixth actor. Delegate ignores revocations: a token delegated from a revoked token is
 // TOKEN_REVOKED.
@@ -242,8 +242,8 @@ func (i *Issuer) EndSession(raw string) {
 func (i *Issuer) EndUser(u User) { i.raise(u, true) }
 
 // ChangeRights makes every token that was minted for u TOKEN_STALE, as a change of the roles
-// of u does. For a service account, so is every delegated token in which u is an actor. Tokens
-// that are minted after ChangeRights are accepted.
+// of u does. If u is a service account, every delegated token in which u is an actor is
+// TOKEN_STALE too. Tokens that are minted after ChangeRights are accepted.
 func (i *Issuer) ChangeRights(u User) { i.raise(u, false) }
 
 func (i *Issuer) raise(u User, revoked bool) {
@@ -268,7 +268,7 @@ func (i *Issuer) RotateKey() {
 
 // WithdrawKey withdraws the key of a token, as an operator does after a leak: every token
 // signed by the key is TOKEN_INVALID, and so is every delegated token minted so far, whatever
-// key has signed the token. If the key is the present signing key, a new key replaces it.
+// key has signed the token. If the key is the present signing key, a new key replaces the key.
 func (i *Issuer) WithdrawKey(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		var kid string
@@ -300,7 +300,7 @@ func (i *Issuer) Advance(d time.Duration) {
 }
 
 // Disconnect ends the streams of all verifiers, and refuses new streams as UNAVAILABLE, until
-// Reconnect. After Reconnect, the verifiers receive the changes made in between.
+// Reconnect. After Reconnect, the verifiers receive the changes made since Disconnect.
 func (i *Issuer) Disconnect() {
 	i.mu.Lock()
 	defer i.mu.Unlock()

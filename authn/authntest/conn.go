@@ -78,7 +78,7 @@ func (i *Issuer) send(m *message) {
 	}
 }
 
-// stream is the stream of one verifier. A verifier applies a message before it receives the
+// stream serves the stream of one verifier. A verifier applies a message before it receives the
 // next message. So the next call of receive shows that the verifier has applied the message.
 type stream struct {
 	issuer *Issuer

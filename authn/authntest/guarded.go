@@ -31,8 +31,8 @@ const patience = 10 * time.Second
 //	… // register the services, serve srv, dial srv
 //	err := authntest.CheckGuarded(t.Context(), conn, srv.GetServiceInfo(), "/grpc.health.v1.Health/*")
 //
-// CheckGuarded finds what authn.Verifier.CheckServices cannot see: a server without the
-// interceptors or with one of the two, and every other path to the handlers. conn is the path
+// CheckGuarded finds what authn.Verifier.CheckServices cannot see: a server without the two
+// interceptors or with only one, and every other path to the handlers. conn is the path
 // that CheckGuarded checks. To check a second path, such as a gateway in the same process that
 // calls the handlers itself, call CheckGuarded again with another conn. A method that is not
 // guarded runs, with the empty request.
@@ -95,7 +95,7 @@ func publicMethods(ctx context.Context, services map[string]grpc.ServiceInfo, pa
 	return isPublic, func() { verifier.Close() }, nil
 }
 
-// named returns whether a pattern names a method of services.
+// named reports whether a pattern names a method of services.
 func named(services map[string]grpc.ServiceInfo, pattern string) bool {
 	service, method, _ := strings.Cut(strings.TrimPrefix(pattern, "/"), "/")
 	return slices.ContainsFunc(services[service].Methods, func(m grpc.MethodInfo) bool { return method == "*" || method == m.Name })

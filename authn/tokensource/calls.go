@@ -21,8 +21,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// tokenUseless holds the reasons for which a service may refuse a token that is then replaced.
-// After any other reason the service would refuse a new token too.
+// tokenUseless holds the reasons of a refusal after which another token can help. After any other
+// reason, the service would refuse a new token too.
 var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:   true,
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED: true,
@@ -30,9 +30,9 @@ var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED: true,
 }
 
-// An attempt is one try of a call. The attempt tells the interceptors which token the call
-// carried, or the error of GetRequestMetadata: grpc-go replaces some of those errors (gRFC A54)
-// and drops their details.
+// An attempt stands for one try of a call. The attempt tells the interceptors which token the call
+// carried, or the error of GetRequestMetadata: grpc-go replaces some errors of GetRequestMetadata
+// (gRFC A54), and drops the details of these errors.
 type attempt struct {
 	method string
 	sent   atomic.Pointer[sent] // stored again if grpc-go tries again by itself, from another goroutine
@@ -48,12 +48,12 @@ type sent struct {
 // A holder holds a token that calls carry: a [Source], or a [delegation].
 type holder interface {
 	// replace takes a refused token out of use, unless services refuse tokens too often, and
-	// returns whether to send the refused call again.
+	// reports whether to send the refused call again.
 	replace(token string, why watchwordv1.ErrorReason) (again bool)
 }
 
-// attemptKey finds the attempt in the context of a call. of points at the credentials of the
-// call: a [Source], an [onBehalf], or the config of [Forward], which tells no token.
+// attemptKey finds the attempt in the context of a call. The field of points at the credentials of
+// the call: a [Source], an [onBehalf], or the config of [Forward], which notes no token.
 type attemptKey struct{ of any }
 
 // note tells the attempt in ctx which token the call carries, or the error in place of a token.
@@ -83,15 +83,16 @@ func (a *attempt) refused(err error) bool {
 	return tokenUseless[refusal.Reason(err)] && refusal.Method(err) == a.method
 }
 
-// leftNothing reports whether the attempt, which ended with err, has had no effect: it had no
-// token, or the called method refused the token.
+// leftNothing reports whether the attempt, which ended with err, has had no effect: the attempt had
+// no token, or the called method refused the token.
 func (a *attempt) leftNothing(err error) bool {
 	sent := a.sent.Load()
 	return err != nil && (sent != nil && sent.err != nil || a.refused(err))
 }
 
-// sendTwice sends a call, and sends it once more if the called method refused the token for a
-// reason that the holder of the token allows. of is as in [attemptKey].
+// sendTwice sends a call, and sends the call once more if the called method refused the token for a
+// reason that the holder of the token allows. of points at the credentials of the call, as in
+// [attemptKey].
 func sendTwice(ctx context.Context, of any, method string, send func(context.Context) error) (err error) {
 	for tries, again := 0, true; again && tries < 2; tries++ {
 		a := &attempt{method: method}
@@ -142,13 +143,14 @@ func withoutAuthorization(ctx context.Context) context.Context {
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
-// A stream gives the error of its end to its attempt.
+// stream wraps the stream of a call, and hands the error at the stream's end to the attempt.
 type stream struct {
 	grpc.ClientStream
 	attempt *attempt
 }
 
-// RecvMsg calls grpc.ClientStream.RecvMsg; an error may take the token out of use.
+// RecvMsg calls grpc.ClientStream.RecvMsg. If the error says that the called method refused the
+// token, RecvMsg takes the token out of use.
 func (s *stream) RecvMsg(m any) error {
 	_, err := s.attempt.ended(s.ClientStream.RecvMsg(m))
 	return err
@@ -156,13 +158,13 @@ func (s *stream) RecvMsg(m any) error {
 
 // Forward returns the options for grpc.NewClient by which a handler calls the next service
 // in the name of the handler's caller: pass the handler's context to the calls. A call with
-// the context of a guarded call (authn.FromContext finds a Principal) carries the token
-// verified there. Every other call goes out without a token.
+// the context of a guarded call (authn.FromContext finds a Principal) carries the token of the
+// guarded call. Every other call goes out without a token.
 //
 // The next service receives the very same token. So the token must be for that service's
 // audience too, and that service can use the token elsewhere, for everything that the
-// caller may do. Where this is too much trust, give the handler's service a [Source] of its
-// own.
+// caller is allowed to do. If the next service does not deserve so much trust, give the handler's
+// service a [Source] of its own.
 //
 // Forward does not renew a token: if the next service refuses the token, the caller has to
 // send a new one. If the handler returns the error of the next service, the error names the
@@ -198,7 +200,7 @@ func Forward(opts ...Option) []grpc.DialOption {
 }
 
 // callersToken returns the access token of the handler's caller. ok is false outside of a
-// guarded call: only a token that a Verifier has accepted counts.
+// guarded call: callersToken returns only a token that a Verifier has accepted.
 func callersToken(ctx context.Context) (raw string, ok bool) {
 	if _, guarded := authn.FromContext(ctx); !guarded {
 		return "", false
@@ -221,7 +223,8 @@ func (f perRPC) GetRequestMetadata(ctx context.Context, uri ...string) (map[stri
 type targetKey struct{}
 
 // withTarget returns the context of a call over conn, from which [checkCall] learns the
-// target of conn. A conn of another type than *grpc.ClientConn may not say its target.
+// target of conn. withTarget returns ctx itself if conn does not say its target, as a conn of
+// another type than *grpc.ClientConn.
 func withTarget(ctx context.Context, conn any) context.Context {
 	if target := transport.Target(conn); target != "" {
 		return context.WithValue(ctx, targetKey{}, target)
@@ -233,8 +236,8 @@ func withTarget(ctx context.Context, conn any) context.Context {
 // connection must be private or within this machine, or plaintext must be allowed. ctx must
 // be the context that grpc-go gives to per-RPC credentials: the peer in that context is the
 // peer of the call's own connection, and no longer a handler's caller. uri is from grpc-go
-// too. Its host is the authority of the connection, which stands for the target of the
-// connection if ctx is not from [withTarget].
+// too: the host in uri is the authority of the connection, which checkCall takes for the target
+// of the connection if ctx is not from [withTarget].
 //
 // Errors: INTERNAL if the call has authorization metadata of its own; UNAUTHENTICATED for
 // the connection, as in grpc-go itself. grpc-go would turn FAILED_PRECONDITION into

@@ -9,13 +9,13 @@ import (
 
 // alive lets grpc-go notice a dead connection (a pulled cable, a lost entry of a NAT) within
 // 15 s. Pings also go out without a stream: a Source has no stream between two renewals,
-// and the pings keep its connection in the tables of middleboxes. The server allows a ping
-// every 5 s.
+// and the pings keep the Source's connection in the tables of middleboxes. The server allows a
+// ping every 5 s.
 var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}
 
 // retries is the part of a gRPC service config (gRFC A6) that sends a call again after
 // UNAVAILABLE: at another replica, or at the same replica after its restart. Five attempts
-// take 2.3 s of pauses. A method is in the list if a second call has the effect of one:
+// take 2.3 s of pauses. A method is in the list if two calls have the effect of one call:
 //
 //   - Login: a login without an answer leaves a session without a client, which expires.
 //   - Refresh: the server answers the refresh token that was used last once more
@@ -27,12 +27,12 @@ var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time
 //
 // The other methods are left out. A second call of a method that changes users, sessions or
 // keys could undo what another client has changed after the first call, or fail because of
-// the first call. GetTime measures one round trip. A verifier opens its streams again by
-// itself.
+// the first call. GetTime measures one round trip, which a retry would make longer. A verifier
+// opens its streams again by itself.
 //
 // retryThrottling bounds the load by retries while every replica is away: after 250 more
-// failures than successes a client sends each call once. That is above the number of calls
-// that one connection carries at a time.
+// failures than successes a client sends each call once. The bound of 250 is above the number of
+// calls that one connection carries at a time.
 const retries = `"retryThrottling": {"maxTokens": 500, "tokenRatio": 1},
 	"methodConfig": [{
 		"name": [
@@ -59,20 +59,20 @@ const retries = `"retryThrottling": {"maxTokens": 500, "tokenRatio": 1},
 		}
 	}]`
 
-// Dial returns a connection to Watchword, for a [Source] and for authn.NewVerifier. It is
-// grpc.NewClient with two additions:
+// Dial returns a connection to Watchword, for a [Source] and for authn.NewVerifier. Dial does what
+// grpc.NewClient does, with two additions:
 //
-//   - A keepalive. A verifier receives the revocations over the connection, and notices a
+//   - A keepalive: a verifier, which receives the revocations over the connection, notices a
 //     dead connection within 15 seconds.
 //   - A default service config, by which grpc-go sends a call again after UNAVAILABLE, up to
 //     five times, if a second call does no harm: Login, Refresh, Verify, ExchangeToken,
-//     DelegateToken, Logout and the methods that only read. So replicas can be replaced without a failed call
-//     (docs/migrations.md).
+//     DelegateToken, Logout and the methods that only read. So replicas can be replaced without a
+//     failed call (docs/migrations.md).
 //
-// opts come after Dial's own options and override them; opts must contain transport
+// opts come after Dial's own options and override Dial's options; opts must contain transport
 // credentials. target is as for grpc.NewClient: a host and port, or the URL of a resolver.
 // [RoundRobin] is the option for several replicas. The first call makes the connection. The
-// caller closes it, after the sources and verifiers that use it.
+// caller closes the connection, after the sources and verifiers that use the connection.
 //
 // Use Dial for Watchword alone: a server with grpc-go's default settings ends connections
 // with pings so frequent.
@@ -86,8 +86,8 @@ func Dial(target string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 
 // RoundRobin is an option for [Dial], with a target that has the addresses of several
 // replicas: calls go to the replicas in turn, over a connection to each. Without RoundRobin
-// all calls go to the first replica that answers. RoundRobin keeps the retries of Dial;
-// grpc.WithDefaultServiceConfig replaces both.
+// all calls go to the first replica that answers. RoundRobin keeps the retries of Dial; the option
+// grpc.WithDefaultServiceConfig replaces RoundRobin and the retries.
 func RoundRobin() grpc.DialOption {
 	return grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}], ` + retries + "}")
 }

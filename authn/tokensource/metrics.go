@@ -14,11 +14,11 @@ import (
 // OpenTelemetry, until Close. docs/monitoring.md lists the instruments, with names that begin
 // with "watchword.tokensource.". No value names a user.
 //
-// attributes go with every value. A program with several Sources gives each Source another
+// The attributes are added to every value. A program with several Sources gives each Source another
 // attribute: otherwise the values of one Source replace the values of the others.
 //
-// The default, and nil, registers nothing. If the provider refuses an instrument, there is no
-// Source, and the error is INVALID_ARGUMENT.
+// Without WithMeterProvider, and for a nil provider, a Source registers no instrument. If the
+// provider refuses an instrument, the function that makes the Source returns INVALID_ARGUMENT.
 func WithMeterProvider(provider metric.MeterProvider, attributes ...attribute.KeyValue) Option {
 	return func(c *config) { c.meters, c.attributes = provider, attributes }
 }
@@ -30,12 +30,12 @@ const scope = "github.com/watchword-auth/watchword/authn/tokensource"
 type numbers struct {
 	renewed, refused, delegated map[string]uint64
 	failing                     bool          // the last renewal has failed
-	good                        bool          // the Source has a token that may be sent
-	age                         time.Duration // of that token
+	good                        bool          // the Source has a token that can still be sent
+	age                         time.Duration // the age of the Source's token
 }
 
-// numbers returns the numbers of the moment. The renewals of the token for Watchword itself
-// count as the others do.
+// numbers returns what the Source reports now. Renewals of the token for Watchword itself (see
+// [Workload]) are counted, too.
 func (s *Source) numbers() numbers {
 	var own numbers
 	if s.own != nil {

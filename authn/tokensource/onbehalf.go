@@ -22,7 +22,7 @@ import (
 
 const (
 	// maxDelegations limits the delegated tokens that one OnBehalfOf remembers: some megabytes.
-	// With more callers than that within a token's life, a token is delegated anew more often.
+	// With more than maxDelegations callers within a token's life, tokens are delegated more often.
 	maxDelegations = 4096
 	// sweepEvery is the time between two removals of expired tokens.
 	sweepEvery = 10 * time.Second
@@ -30,17 +30,18 @@ const (
 
 // OnBehalfOf returns the options for grpc.NewClient by which a handler calls another service on
 // behalf of the handler's caller: pass the handler's context to the calls. Each call carries a
-// token that Watchword has delegated (DelegateToken, RFC 8693): it speaks for the caller, is for
-// audience alone, names this service as the actor, and can be revoked with the caller's session
+// token that Watchword has delegated (DelegateToken, RFC 8693): the token speaks for the caller, is
+// for audience alone, names this service as the actor, and can be revoked with the caller's session
 // and with this service's account. So the called service learns no token that other services
 // accept. Compare [Forward].
 //
-// source is of [Workload]: it signs in at Watchword. conn leads to Watchword, as in [Password],
-// and carries no credentials of its own. The service account needs audience among its
-// delegates_to, and the audience of the caller's token among its audiences.
+// source must come from [Workload], by which this service signs in at Watchword. conn leads to
+// Watchword, as in [Password], and carries no credentials of its own. The service account needs
+// audience among its delegates_to, and the audience of the caller's token among its audiences.
 //
-// The token is delegated once for each token of a caller, and remembered until it expires, for
-// the connections that are made with the same options; the 4096 newest tokens at most. If the
+// OnBehalfOf gets one delegated token for each token of a caller, and remembers the delegated token
+// until the expiry, for the connections that are made with the same options. OnBehalfOf remembers
+// 4096 tokens at most. If the
 // called method refuses the delegated token, OnBehalfOf forgets the token, and sends a unary call
 // once more with a new delegated token, also after TOKEN_REVOKED: the answer of DelegateToken then
 // says whether the caller or this service was revoked. A refused stream is not sent again. For each
@@ -54,9 +55,10 @@ const (
 // not be done twice, has to return another error.
 //
 // OnBehalfOf takes only the options [WithPlaintextToOtherHosts] and [WithCallersHeaderDropped],
-// which count for the called service; the options of source count for Watchword. The source's
-// meters count the delegations. If the call is traced by OpenTelemetry, a delegation is a span
-// below it, tokensource.delegate. Close of source ends the delegations.
+// which apply to the calls of the other service; the options of source apply to the calls of
+// Watchword. The source's meters count the delegations. If the call is traced by OpenTelemetry, a
+// delegation is a span below the span of the call, tokensource.delegate. Close of source ends the
+// delegations.
 //
 // Errors of calls: INTERNAL if the context is not that of a guarded call, since the call never
 // falls back to a token of the service itself; INTERNAL if OnBehalfOf is misused, or if the call
@@ -85,7 +87,7 @@ func OnBehalfOf(source *Source, conn grpc.ClientConnInterface, audience string, 
 	return append(interceptors(o, c.dropCallers), grpc.WithPerRPCCredentials(o))
 }
 
-// onBehalf puts delegated tokens on calls. It implements credentials.PerRPCCredentials.
+// onBehalf implements credentials.PerRPCCredentials, and puts delegated tokens on calls.
 type onBehalf struct {
 	source    *Source
 	conn      grpc.ClientConnInterface // to Watchword, for auth
@@ -94,18 +96,18 @@ type onBehalf struct {
 	plaintext bool
 	misuse    string // the error of every call; empty: none
 
-	mu          sync.Mutex // guards the fields below, and those of every delegation
+	mu          sync.Mutex // guards the fields below, and the fields of every delegation
 	delegations map[subjectKey]*delegation
-	sweepAt     time.Time // of the next removal of expired tokens
-	lastErr     error     // of the last delegation, if Watchword was away or overloaded
-	notBefore   time.Time // until then a new delegation fails with lastErr
+	sweepAt     time.Time // the time of the next removal of expired tokens
+	lastErr     error     // the error of the last delegation, if Watchword was away or overloaded
+	notBefore   time.Time // before this time a new delegation fails with lastErr
 	backoff     retry.Backoff
 }
 
-// subjectKey is the SHA-256 of a caller's token, so that no such token stays in memory.
+// subjectKey holds the SHA-256 of a caller's token, so that no caller's token stays in memory.
 type subjectKey [sha256.Size]byte
 
-// A delegation is one token of DelegateToken, or the attempt to get it.
+// A delegation holds one token of DelegateToken, or stands for the attempt to get a token.
 type delegation struct {
 	of           *onBehalf
 	key          subjectKey
@@ -176,10 +178,10 @@ func aboutOwn(err error) error {
 	return status.ErrorProto(p)
 }
 
-// find returns the delegation for a caller's token, and starts one if there is none.
+// find returns the delegation for a caller's token, and starts a delegation if there is none.
 //
-// Errors: the reason for the end of the source; the last error, in the pause after it;
-// RESOURCE_EXHAUSTED without room.
+// Errors: the reason for the end of the source; during the pause after a failed delegation, the
+// error of the failed delegation; RESOURCE_EXHAUSTED without room.
 func (o *onBehalf) find(ctx context.Context, subject string) (*delegation, error) {
 	key, now := subjectKey(sha256.Sum256([]byte(subject))), time.Now()
 	o.mu.Lock()
@@ -208,7 +210,7 @@ func (o *onBehalf) find(ctx context.Context, subject string) (*delegation, error
 	return d, nil
 }
 
-// overLocked reports whether the token of a delegation may not be sent any more. o.mu must be
+// overLocked reports whether the token of a delegation must not be sent any more. o.mu must be
 // held.
 func (d *delegation) overLocked(now time.Time) bool { return d.useless || d.expiredLocked(now) }
 
@@ -224,9 +226,9 @@ func (o *onBehalf) sweepLocked(now time.Time) {
 	}
 }
 
-// makeRoomLocked makes room for one more delegation, and reports whether there is room. It
-// removes any token: in a flood of new tokens, each token has the same chance to stay. o.mu must
-// be held.
+// makeRoomLocked makes room for one more delegation, and reports whether there is room. If
+// necessary, makeRoomLocked removes a random token: so in a flood of new tokens, each token has
+// the same chance to stay. o.mu must be held.
 func (o *onBehalf) makeRoomLocked() bool {
 	if len(o.delegations) < maxDelegations {
 		return true
@@ -240,7 +242,7 @@ func (o *onBehalf) makeRoomLocked() bool {
 	return false
 }
 
-// run gets the token of a delegation. ctx is the source's, with the span of the delegation.
+// run gets the token of a delegation. ctx is the source's context, with the span of the delegation.
 func (d *delegation) run(ctx context.Context, subject string) {
 	o := d.of
 	var asked time.Time
@@ -264,14 +266,14 @@ func (d *delegation) run(ctx context.Context, subject string) {
 		delete(o.delegations, d.key)
 	}
 	switch status.Code(err) {
-	case codes.Unavailable, codes.ResourceExhausted: // so would every other delegation be
+	case codes.Unavailable, codes.ResourceExhausted: // every other delegation would fail in the same way
 		o.lastErr = err
 		o.notBefore = time.Now().Add(o.backoff.Next(firstDelay, longestDelay, retry.Asked(err, longestRefusedDelay)))
 	}
 }
 
 // ask asks Watchword for a delegated token, with the source's token for Watchword. As in
-// [session.fillIn], the caller's token enters the request when the connection has been checked.
+// [session.fillIn], the caller's token enters the request only after the connection was checked.
 func (o *onBehalf) ask(ctx context.Context, subject string) (*tokens, error) {
 	req := &watchwordv1.DelegateTokenRequest{Audience: o.audience}
 	own := grpc.PerRPCCredentials(perRPC(func(ctx context.Context, uri []string) (map[string]string, error) {
@@ -292,7 +294,7 @@ func (o *onBehalf) ask(ctx context.Context, subject string) (*tokens, error) {
 	return accessToken(answer, "")
 }
 
-// replace forgets a delegated token, which a service has refused, and returns whether to send the
+// replace forgets a delegated token, which a service has refused, and reports whether to send the
 // call again, as [Source.replace] does.
 func (d *delegation) replace(_ string, why watchwordv1.ErrorReason) (again bool) {
 	d.of.source.count(d.of.source.refused, refusal.Name(why))

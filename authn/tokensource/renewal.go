@@ -33,7 +33,7 @@ const (
 	// renews the assertion by itself, and a wrong assertion delays no other client.
 	longestAssertionDelay = time.Minute
 	// replaceBurst and replaceEvery limit the tokens that are replaced because services refuse
-	// them: five in a row, and then one every ten seconds.
+	// tokens: five in a row, and then one every ten seconds.
 	replaceBurst = 5
 	// latestSend is the last part of a token's life, in which the Source no longer sends
 	// the token: the token could expire on the way to the service. A stream refused for an
@@ -54,7 +54,7 @@ type renewal struct {
 	err   error
 }
 
-// renew gets a new access token, and ends the present renewal. It runs in the renewal's
+// renew gets a new access token, and ends the present renewal. renew runs in the renewal's
 // goroutine. ctx is s.ctx with the span of the renewal.
 func (s *Source) renew(ctx context.Context) {
 	got, err := s.renewSession(ctx)
@@ -124,7 +124,8 @@ func (s *Source) useLocked(got *tokens) {
 	s.backoff.Reset()
 }
 
-// goodUntil returns until when a token may be sent that was asked for at asked.
+// goodUntil returns the time until which a token can be sent. asked is the start of the request for
+// the token, and life is the lifetime of the token.
 func goodUntil(asked time.Time, life time.Duration) time.Time {
 	return asked.Add(life - min(latestSend, life/20))
 }
@@ -151,7 +152,8 @@ func (s *Source) failedLocked(err error) {
 }
 
 // sessionOver holds the reasons that end a session: Watchword accepts no refresh token of
-// the session any more. The value says whether the session's access tokens are revoked too.
+// the session any more. For each reason, the value says whether the session's access tokens are
+// revoked too.
 var sessionOver = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID: false,
 	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED: false,
@@ -165,12 +167,12 @@ type session struct {
 	config
 	conn               grpc.ClientConnInterface // to Watchword, for auth
 	auth               watchwordv1.AuthServiceClient
-	name               string    // for people
-	username, password string    // of [Password]
-	assertion          Assertion // of [Workload]
+	name               string    // a name for logs
+	username, password string    // the arguments of [Password]
+	assertion          Assertion // the argument of [Workload]
 
-	refreshToken  string    // the newest; empty: log in
-	previousToken string    // of the session that is over; shows Watchword that the user is known here
+	refreshToken  string    // the newest refresh token; empty: the next request logs in
+	previousToken string    // the refresh token of the session that is over; shows Watchword that the user is known here
 	unsaved       bool      // the function given to WithStore has not returned nil for refreshToken
 	asked         time.Time // the start of the last request
 }
@@ -178,15 +180,15 @@ type session struct {
 // tokens holds what Watchword gives for a password, a refresh token or an assertion.
 type tokens struct {
 	access  string
-	life    time.Duration // of access, from the start of the request
+	life    time.Duration // the lifetime of access, from the start of the request
 	refresh string        // empty for an assertion
 }
 
 // askTwice calls ask, and calls ask again after requestTimeout, which sends the request on
 // another stream: a proxy may have lost the stream, or the connection is dead and another
-// connection is made. A request for tokens may be sent twice without harm.
+// connection is made. A request for tokens can be sent twice without harm.
 //
-// Errors: those of ask; UNAVAILABLE without two answers.
+// Errors: those of ask; UNAVAILABLE if both requests stay without an answer.
 func askTwice[T any](ctx context.Context, ask func(context.Context) (T, error)) (answer T, err error) {
 	for range 2 {
 		limited, cancel := context.WithTimeout(ctx, requestTimeout)

@@ -20,7 +20,7 @@
 //	defer conn.Close()
 //	resp, err := notesv1.NewNotesServiceClient(conn).ListNotes(ctx, new(notesv1.ListNotesRequest))
 //
-// What the package promises:
+// The package promises:
 //
 //   - No secret (password, refresh token, assertion, access token) leaves this machine over a
 //     connection without TLS, unless [WithPlaintextToOtherHosts] allows plaintext. For each
@@ -30,24 +30,24 @@
 //   - No call is made twice, unless the called service refused the token before any work
 //     was done.
 //   - No secret appears in a log, in an error or in the text of a Source.
-//   - A Source puts little load on Watchword: one request at a time for each of its tokens,
-//     one for each caller to be delegated, pauses after failures, and a limit on the renewals
-//     and delegations caused by services that refuse tokens.
+//   - A Source puts little load on Watchword: one request at a time for each of the Source's
+//     tokens and for each caller with a token to be delegated, pauses after failures, and a limit
+//     on the renewals and delegations caused by services that refuse tokens.
 //   - A call on behalf of a caller carries a token for that caller, or fails.
 //
 // To be safe, a program
 //
 //   - gives each guarded service a token for the service alone ([WithAudience]): a service
 //     can use a token that it receives wherever the token is accepted;
-//   - keeps a refresh token in one place, readable by its owner alone ([WithStore]):
+//   - keeps a refresh token in one place, readable by the program's user alone ([WithStore]):
 //     Watchword ends the session if two programs use the same refresh token (RFC 9700
 //     section 4.14);
-//   - forwards a token only to services that may do everything that the caller may, and
-//     otherwise calls by OnBehalfOf;
-//   - closes a Source, then its connections.
+//   - forwards a token only to services that are allowed to do everything that the caller is
+//     allowed to do, and calls other services by OnBehalfOf;
+//   - closes a Source, then the connections that use the Source.
 //
-// Everything here may be used by any number of goroutines and connections at once. Times
-// are measured by the monotonic clock.
+// Any number of goroutines and connections can use everything in this package at once. The package
+// measures times by the monotonic clock.
 package tokensource
 
 import (
@@ -75,8 +75,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/spans"
 )
 
-// A Source signs in at Watchword and keeps an access token fresh. It implements
-// credentials.PerRPCCredentials: give its DialOptions to the connections that need the
+// A Source signs in at Watchword and keeps an access token fresh. A Source implements
+// credentials.PerRPCCredentials: give [Source.DialOptions] to the connections that need the
 // token. [Password], [Refresh] and [Workload] make a Source.
 //
 // The first call that needs a token starts a renewal. One renewal at a time serves all
@@ -85,13 +85,13 @@ import (
 // next call starts a renewal and goes out with the present token. Without calls nothing
 // runs, unless there is a token file ([WithTokenFile]).
 //
-// After a failed renewal, a later call starts the next renewal. The pause between the two
+// After a failed renewal, a later call starts the next renewal. The pause between two renewals
 // grows to ten seconds; to five minutes after an error that only a person can resolve,
 // such as a wrong password; or to the pause that Watchword asks for. During the pause a
-// call uses the present token if still good, and otherwise fails at once with the error of
-// the renewal. If an answer of Watchword gets lost, the Source sends the same refresh token
-// again, and the server accepts it again. A request without an answer for ten seconds is sent
-// once more, and then the renewal fails as UNAVAILABLE.
+// call uses the present token if the token is still good, and otherwise fails at once with the
+// error of the renewal. If an answer of Watchword gets lost, the Source sends the same refresh
+// token again, and the server accepts the refresh token again. A request without an answer for
+// ten seconds is sent once more; without an answer again, the renewal fails as UNAVAILABLE.
 //
 // A service may refuse a token before the token's expiry. A unary call is then sent once
 // more with a new token, if the reason is TOKEN_STALE, TOKEN_EXPIRED or TOKEN_INVALID and
@@ -111,22 +111,22 @@ import (
 // span of the call, tokensource.renew, and the call of Watchword is below that span, if the
 // connection to Watchword has otelgrpc's stats handler.
 //
-// If a connection is given two Sources, the later Source counts.
+// If a connection is given two Sources, calls carry the token of the later Source.
 type Source struct {
 	session    *session
 	own        *Source         // in a source of [Workload]: has the token for Watchword itself, by which [OnBehalfOf] delegates
-	ctx        context.Context // of the renewals; ends at Close, and with a session that cannot begin again
+	ctx        context.Context // the context of the renewals; ends at Close, and with a session that cannot begin again
 	cancel     context.CancelFunc
 	running    sync.WaitGroup // has the present renewal, the delegations and the keeper of the token file
 	unregister func()         // ends the observation of the instruments of WithMeterProvider
 	wake       chan struct{}  // wakes the keeper of the token file; holds one value
 
 	mu           sync.Mutex        // guards the fields below
-	access       string            // the token to send; empty without one
-	goodUntil    time.Time         // until when access may be sent
-	renewAt      time.Time         // from then on a call starts a renewal, before goodUntil
-	renewal      *renewal          // the present renewal; nil without one
-	lastErr      error             // of the last renewal, or the reason for the end of ctx
+	access       string            // the token to send; empty without a token
+	goodUntil    time.Time         // the time until which access can be sent
+	renewAt      time.Time         // the time from which on a call starts a renewal, before goodUntil
+	renewal      *renewal          // the present renewal; nil if no renewal is running
+	lastErr      error             // the error of the last renewal, or the reason for the end of ctx
 	notBefore    time.Time         // the earliest start of the next renewal
 	askedAt      time.Time         // when access was asked for
 	renewed      map[string]uint64 // counts the renewals by outcome
@@ -149,11 +149,11 @@ type config struct {
 	plaintext   bool
 	dropCallers bool // the value of WithCallersHeaderDropped
 	store       func(ctx context.Context, refreshToken string) error
-	tokenFile   string // of WithTokenFile; empty without
-	fileGiven   bool   // there is a WithTokenFile
+	tokenFile   string // the path of WithTokenFile; empty without WithTokenFile
+	fileGiven   bool   // true if WithTokenFile is among the options
 	log         *slog.Logger
-	meters      metric.MeterProvider // nil: none
-	attributes  []attribute.KeyValue // of the instruments of meters
+	meters      metric.MeterProvider // the value of WithMeterProvider; nil: no metrics
+	attributes  []attribute.KeyValue // the attributes given to WithMeterProvider
 }
 
 // misplaced reports whether there is an option that [Forward] and [OnBehalfOf] do not take.
@@ -163,17 +163,17 @@ func (c *config) misplaced() bool {
 
 // WithAudience names the services to get tokens for. The default is the first audience in
 // the server's --audience; for [Refresh], every audience of the session's login. The methods
-// that administer Watchword ask for the audience "watchword", which a server gives alone: a
-// Source with this audience is for connections to Watchword. Names of several WithAudience add
-// up. An empty name is INVALID_ARGUMENT.
+// that administer Watchword ask for the audience "watchword", and no token for "watchword" is for
+// another audience too: a Source with this audience is for connections to Watchword. Names of
+// several WithAudience add up. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }
 
 // WithPlaintextToOtherHosts allows secrets on connections without TLS to other machines:
-// the access token, and the password, the refresh token or the assertion. Anyone on the path can then act
-// as the caller (RFC 6750 section 5.3), so use it only where the network protects the path
-// by other means.
+// the access token, and the password, the refresh token or the assertion. Anyone on the path can
+// then act as the caller (RFC 6750 section 5.3), so use the option only where the network protects
+// the path by other means.
 func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext = true } }
 
 // WithCallersHeaderDropped drops the authorization metadata of a call, and sends the token of the
@@ -202,8 +202,8 @@ func WithCallersHeaderDropped() Option { return func(c *config) { c.dropCallers 
 // token: [Source.Token] with the context of store returns INTERNAL, because Token would wait
 // for the renewal that waits for store.
 //
-// store must have saved the token when it returns nil. Only then does the Source send the
-// refresh token to Watchword, so the saved token is always good for one more refresh. If
+// store must have saved the token when store returns nil. The Source sends the refresh token to
+// Watchword only after store has returned nil, so the saved token is always good for one more refresh. If
 // store returns an error, calls still go out with the new access token. The next renewal
 // first calls store again, and fails as UNAVAILABLE if store fails again.
 func WithStore(store func(ctx context.Context, refreshToken string) error) Option {
@@ -211,18 +211,18 @@ func WithStore(store func(ctx context.Context, refreshToken string) error) Optio
 }
 
 // WithLogger names the logger for failed renewals and ended sessions; no secret is logged. The
-// default, and nil, is slog.Default(); for silence, give slog.New(slog.DiscardHandler). The
+// default, also for nil, is slog.Default(); for silence, give slog.New(slog.DiscardHandler). The
 // logger's handler must not use the Source.
 func WithLogger(log *slog.Logger) Option { return func(c *config) { c.log = log } }
 
-// Password returns a Source that logs in with a password, and again when its session is
+// Password returns a Source that logs in with a password, and logs in again when the session is
 // over. A later login carries the refresh token of the session that is over: so guesses at
 // the same username by clients without such a token do not delay the login. After a wrong
 // password the Source pauses for some seconds, and longer each time, up to five minutes.
 // Close does not end the session at Watchword.
 //
-// conn leads to Watchword; [Dial] makes one. conn must not carry the Source itself: such
-// calls are INTERNAL. conn must honour the call option grpc.PerRPCCredentials, as every
+// conn leads to Watchword; [Dial] makes such a connection. conn must not carry the Source itself:
+// otherwise its calls are INTERNAL. conn must honour the call option grpc.PerRPCCredentials, as every
 // grpc.ClientConn does: the secret enters the request only when grpc-go asks the option
 // about the connection of the request. The caller closes the Source, then conn.
 //
@@ -306,7 +306,7 @@ func (s *Source) Close() error {
 	s.endLocked(status.Error(codes.Canceled, "tokensource: the source is closed")) // the code of a closed grpc.ClientConn
 	s.mu.Unlock()
 	if s.own != nil {
-		_ = s.own.Close() // returns nil
+		_ = s.own.Close() // Close always returns nil
 	}
 	s.running.Wait()
 	return nil
@@ -333,8 +333,8 @@ func (s *Source) endLocked(err error) {
 // DialOptions returns the options for grpc.NewClient: the Source itself, by
 // grpc.WithPerRPCCredentials, and the interceptors that read the answers of services, by
 // grpc.WithChainUnaryInterceptor and grpc.WithChainStreamInterceptor. If a call is made
-// twice, an interceptor given before these sees one call, and an interceptor given after
-// these sees both.
+// twice, an interceptor given before these options sees one call, and an interceptor given after
+// these options sees both calls.
 func (s *Source) DialOptions() []grpc.DialOption {
 	return append(interceptors(s, s.session.dropCallers), grpc.WithPerRPCCredentials(s))
 }
@@ -350,7 +350,7 @@ func (s *Source) DialOptions() []grpc.DialOption {
 //
 // Errors: Watchword's answer; UNAVAILABLE if the function given to [WithStore] fails;
 // CANCELED after Close; CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the
-// context of that function.
+// context that the function given to WithStore has received.
 func (s *Source) Token(ctx context.Context) (string, error) {
 	if ctx.Value(renewalKey{s}) != nil { // the renewal would wait for itself
 		return "", status.Error(codes.Internal, "tokensource: the source's own connection to Watchword uses the source, or its store asks for a token")
@@ -380,8 +380,8 @@ func (s *Source) Token(ctx context.Context) (string, error) {
 	}
 }
 
-// replace takes a refused token out of use, and returns whether to send the refused call again:
-// another token is available or a renewal may bring one. After TOKEN_REVOKED the next token may
+// replace takes a refused token out of use, and reports whether to send the refused call again:
+// another token is available, or a renewal may bring another token. After TOKEN_REVOKED the next token may
 // speak for another session, so the call is not sent again. replace returns false if services
 // refuse tokens too often. If another refused call has replaced the same token already, that
 // token counts as replaced.
@@ -407,8 +407,8 @@ func (s *Source) count(counts map[string]uint64, key string) {
 // TLS. GetRequestMetadata checks the connection.
 func (s *Source) RequireTransportSecurity() bool { return false }
 
-// GetRequestMetadata returns the metadata with the access token for a call. grpc-go calls it
-// when the call has its connection, and GetRequestMetadata checks the connection.
+// GetRequestMetadata returns the metadata with the access token for a call. grpc-go calls
+// GetRequestMetadata when the call has a connection, and GetRequestMetadata checks the connection.
 //
 // Errors: those of [Source.Token]; UNAUTHENTICATED without a reason if the connection is
 // plaintext to another machine; INTERNAL if the call has authorization metadata.

@@ -11,22 +11,22 @@ import (
 )
 
 // WithTokenFile makes [Workload] keep its access token in a file, for a process in another
-// language on the same machine: gRPC's JWT file credentials (gRFC A97) read this file. The file
+// language on the same machine: gRPC's JWT file credentials (gRFC A97) read such a file. The file
 // has mode 0600 and is replaced whole, so a reader sees one token or the next. Only a process of
 // the same user can read the file.
 //
-// The Source renews the token also without calls, when about half of its life is left: gRPC
-// looks for a new token from 90 seconds before the expiry, and stops using a token 30 seconds
-// before. If the file cannot be written, the log says so, and the Source tries again.
+// The Source renews the token also without calls, when about half of the token's life is left: gRPC
+// looks for a new token from 90 seconds before the expiry on, and stops using a token 30 seconds
+// before the expiry. If the file cannot be written, the log says so, and the Source tries again.
 //
-// Close leaves the file, because its reader may outlive this process; the token in the file
+// Close leaves the file, because the reader of the file may outlive this process; the token in the file
 // expires after some minutes. If a service has refused the token of the file as revoked, this
 // process does not know: the file gets a new token at the next renewal.
 //
 // Use a folder in which only this user can create files. In a folder such as /tmp another user can
 // create the file before the first token is there, and the reader sees a stranger's token.
 //
-// Errors of [Workload]: INVALID_ARGUMENT if path is empty, if every user of the machine may
+// Errors of [Workload]: INVALID_ARGUMENT if path is empty, if every user of the machine is able to
 // replace the file, or if another user has created the file in a folder such as /tmp. [Password]
 // and [Refresh] refuse the option.
 func WithTokenFile(path string) Option {
@@ -38,7 +38,8 @@ const (
 	// has to make room or to give a permission.
 	firstWriteDelay   = time.Second
 	longestWriteDelay = time.Minute
-	// draftAge is older than a draft that another process is writing.
+	// draftAge is the age from which on a draft of the token file is deleted: writing a draft
+	// takes far less time.
 	draftAge = time.Minute
 )
 
@@ -63,11 +64,11 @@ func (s *session) checkOptions() error {
 // keepFile renews the token when due, and writes each new token to the token file, until the
 // Source ends.
 func (s *Source) keepFile() {
-	durable.RemoveDrafts(s.session.tokenFile, draftAge) // of a process that was killed while it wrote
+	durable.RemoveDrafts(s.session.tokenFile, draftAge) // the drafts of processes that were killed while they wrote
 	var written string
 	var failures retry.Backoff
 	for s.ctx.Err() == nil {
-		token, err := s.Token(context.Background()) // ends with the Source; s.ctx would look like a renewal's
+		token, err := s.Token(context.Background()) // returns when the Source ends; with s.ctx, Token would refuse the call as one of a renewal
 		var pause time.Duration
 		if err == nil && token != written {
 			if err := s.writeFile(token); err != nil {

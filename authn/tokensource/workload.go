@@ -19,13 +19,13 @@ import (
 // An Assertion returns a JWT by which the platform says which process this is, such as a
 // projected token of Kubernetes or a JWT-SVID of SPIRE. A [Source] calls an Assertion for each
 // exchange, so an Assertion returns the newest JWT. ctx ends after ten seconds. Two goroutines
-// may call an Assertion at once.
+// can call an Assertion at once.
 //
-// An error of an Assertion is the error of the calls that wait for a token. It must hold no
+// An error of an Assertion is the error of the calls that wait for a token, and must hold no
 // secret.
 type Assertion func(ctx context.Context) (string, error)
 
-// Workload returns a Source for a service account. It exchanges an assertion of the platform
+// Workload returns a Source for a service account. The Source exchanges an assertion of the platform
 // for an access token (RFC 8693, RFC 7523), and needs no secret of its own. There is no session
 // and no refresh token: Workload exchanges a new assertion before the access token expires.
 //
@@ -36,7 +36,7 @@ type Assertion func(ctx context.Context) (string, error)
 // The Source has two tokens: the token for the services in [WithAudience], for its DialOptions,
 // its Token and its token file; and, once [OnBehalfOf] needs it, a token for Watchword itself,
 // by which the service delegates. The token for Watchword goes to Watchword alone, so no service
-// that the Source calls can delegate in the name of this one.
+// that the Source calls can delegate in the name of this service.
 //
 // conn is as in [Password]. Errors: INVALID_ARGUMENT if conn or assertion is nil or an option
 // cannot be used; Workload takes no [WithStore].
@@ -93,8 +93,8 @@ const maxAssertion = 16 << 10
 // compactJWS is the form of a JWT (RFC 7515 section 7.1).
 var compactJWS = regexp.MustCompile(`^[\w-]+\.[\w-]+\.[\w-]+$`)
 
-// File returns an Assertion that reads the file at path each time: the platform replaces the
-// file before its token expires. White space around the token does not count.
+// File returns an Assertion that reads the file at path at each call: the platform replaces the
+// file before the token in the file expires. File ignores white space around the token.
 //
 // A file without a token is an error that names the file. So a wrong path sends no other file,
 // such as a private key, to Watchword.
@@ -108,7 +108,7 @@ func File(path string) Assertion {
 	}
 }
 
-// readAssertion reads a token from a file. No error has a part of the content.
+// readAssertion reads a token from a file. No error of readAssertion repeats a part of the file.
 func readAssertion(path string) (string, error) {
 	content, err := durable.Read(path, maxAssertion)
 	token := strings.TrimSpace(string(content))

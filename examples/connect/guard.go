@@ -125,8 +125,8 @@ func refusedBy(ctx context.Context) error {
 	return nil
 }
 
-// refusal returns the error of the verifier as an error of Connect, with the ErrorInfo. The codes
-// of Connect are those of gRPC.
+// refusal returns the error of the verifier as an error of Connect, with the ErrorInfo. Connect has
+// the same codes as gRPC.
 func refusal(err error) *connect.Error {
 	st := status.Convert(err)
 	refused := connect.NewError(connect.Code(st.Code()), errors.New(st.Message()))

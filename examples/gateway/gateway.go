@@ -18,12 +18,12 @@ import (
 // Authorization of the request. conn leads to the guarded server, over TLS if the server is on
 // another machine: grpc-gateway sends the header over any connection.
 //
-// RegisterNotesServiceHandler takes a connection. Its neighbor RegisterNotesServiceHandlerServer
-// would call the handlers of the service without the server, and so without the verifier: every
-// caller would be admitted.
+// NewHandler registers the service by RegisterNotesServiceHandler, which takes a connection. The
+// function RegisterNotesServiceHandlerServer would call the handlers of the service without the
+// server, and so without the verifier: every caller would be admitted.
 func NewHandler(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error) {
-	// The header Authorization goes on although the matcher names no header. The default matcher
-	// would repeat the token in a second header, grpcgateway-authorization.
+	// grpc-gateway sends the header Authorization on although the matcher names no header. The
+	// default matcher would repeat the token in a second header, grpcgateway-authorization.
 	mux := runtime.NewServeMux(runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }))
 	if err := notesgateway.RegisterNotesServiceHandler(ctx, mux, conn); err != nil {
 		return nil, err
@@ -33,8 +33,8 @@ func NewHandler(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error
 	}), nil
 }
 
-// challenger is the answer to a request. WriteHeader adds the scheme to the status 401, as RFC 6750
-// section 3 demands; grpc-gateway writes the message of the error in place of the scheme.
+// challenger wraps the answer to a request. WriteHeader adds the scheme to the status 401, as RFC
+// 6750 section 3 demands; grpc-gateway writes the message of the error in place of the scheme.
 type challenger struct{ http.ResponseWriter }
 
 func (c challenger) WriteHeader(status int) {

@@ -13,7 +13,7 @@ import (
 )
 
 // PublicMethods is a pattern for authn.WithPublicMethods: the health service is open to every
-// caller, and its proto file, of another project, has no option for that.
+// caller, and the proto file of the health service, of another project, has no option that says so.
 const PublicMethods = "/grpc.health.v1.Health/*"
 
 // NewServer returns a gRPC server with the notes service and the health service, guarded by

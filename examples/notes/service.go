@@ -1,8 +1,8 @@
 // Package notes is a board of notes behind Watchword, as an example to copy from.
 //
 // The package has the notes and no access control: notes.proto states each method's rule,
-// and the interceptors of package authn enforce the rules. No code here reads a token. Any
-// number of goroutines may call every method at once.
+// and the interceptors of package authn enforce the rules. No code of package notes reads a token.
+// Any number of goroutines can call every method at once.
 package notes
 
 import (
@@ -29,8 +29,8 @@ const (
 	maxText = 1024
 )
 
-// Service is a board of notes in memory. It implements notesv1.NotesServiceServer. NewService
-// makes a Service, and Close ends its streams.
+// Service holds a board of notes in memory, and implements notesv1.NotesServiceServer. NewService
+// makes a Service, and Close ends the streams of the Service.
 type Service struct {
 	notesv1.UnimplementedNotesServiceServer
 	search searchv1.SearchServiceClient // calls on behalf of a handler's caller; nil: without search
@@ -45,13 +45,13 @@ type Service struct {
 }
 
 // NewService returns an empty board. search has a connection with the options of
-// tokensource.OnBehalfOf; nil: SearchNotes is FAILED_PRECONDITION.
+// tokensource.OnBehalfOf. If search is nil, SearchNotes returns FAILED_PRECONDITION.
 func NewService(search searchv1.SearchServiceClient) *Service {
 	return &Service{search: search, changed: make(chan struct{}), closing: make(chan struct{})}
 }
 
 // Close ends every WatchNotes with UNAVAILABLE, because grpc.Server.GracefulStop waits for open
-// streams. The other methods go on. Close may be called again.
+// streams. The other methods go on. A second Close does nothing.
 func (s *Service) Close() { s.once.Do(func() { close(s.closing) }) }
 
 // About describes the board. The method is public, so ctx has no principal, also for a call
@@ -137,7 +137,7 @@ func (s *Service) add(author, authorID, text string) *notesv1.Note {
 	n := &notesv1.Note{Id: s.last, Author: author, AuthorId: authorID, Text: text, CreatedAt: timestamppb.Now()}
 	s.notes = append(s.notes, n)
 	if len(s.notes) > maxNotes {
-		s.notes[0] = nil // the array below the slice may live on
+		s.notes[0] = nil // frees the note, since the array below the slice may stay in memory
 		s.notes = s.notes[1:]
 	}
 	close(s.changed)

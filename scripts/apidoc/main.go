@@ -101,8 +101,8 @@ func (w *writer) service(service protoreflect.ServiceDescriptor) {
 	}
 }
 
-// body writes the request or the response of a method. No other method has the message:
-// buf lint checks that.
+// body writes the request or the response of a method. buf lint checks that no other method has the
+// message.
 func (w *writer) body(kind string, message protoreflect.MessageDescriptor, stream bool) {
 	w.inMethod[message.FullName()] = true
 	if stream {
@@ -200,7 +200,7 @@ func link(of protoreflect.Descriptor) string {
 	return fmt.Sprintf("[%s](#%s)", title(of), slug)
 }
 
-// title returns the name of a message or an enum, with the messages around.
+// title returns the name of a message or an enum, after the names of the messages that contain it.
 func title(of protoreflect.Descriptor) string {
 	return strings.TrimPrefix(string(of.FullName()), string(of.ParentFile().Package())+".")
 }
@@ -229,7 +229,7 @@ func oneOf(one, several string, names []string) string {
 	return several + " " + quoted
 }
 
-// comment returns the comment of a descriptor, with an indent before each line but empty ones.
+// comment returns the comment of a descriptor, with an indent before each line that is not empty.
 func comment(of protoreflect.Descriptor, indent string) string {
 	var text strings.Builder
 	for line := range strings.Lines(of.ParentFile().SourceLocations().ByDescriptor(of).LeadingComments) {

@@ -23,10 +23,11 @@ import (
 	"time"
 )
 
-// platforms lists what a release has programs for. docs/deploy.md names the platforms.
+// platforms lists the systems and processors for which a release has programs. docs/deploy.md names
+// the platforms, too.
 var platforms = []string{"linux/amd64", "linux/arm64", "darwin/arm64", "windows/amd64"}
 
-// programs lists the programs of an archive. Each has an SBOM of its own.
+// programs lists the programs of an archive. Each program has an SBOM of its own.
 var programs = []string{"watchword", "watchword-ext-authz"}
 
 // shipped lists the files beside the programs in an archive.
@@ -36,7 +37,7 @@ var shipped = []string{"README.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", 
 // semver matches the versions of Go modules.
 var semver = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
 
-// settings are what a release depends on, beside the source and the Go toolchain.
+// settings holds what a release depends on, beside the source and the Go toolchain.
 type settings struct {
 	version string
 	made    time.Time // the time of every file in an archive
@@ -57,7 +58,8 @@ func main() {
 	}
 }
 
-// run makes the files of a release in the folder out, in the folder of the repository.
+// run makes the files of a release in the folder s.out. The working directory must be the folder of
+// the repository.
 func (s *settings) run(platforms []string) error {
 	if !semver.MatchString(s.version) {
 		return fmt.Errorf("%q is no version such as v1.2.3: run make release VERSION=v1.2.3", s.version)

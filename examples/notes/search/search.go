@@ -1,5 +1,5 @@
 // Package search finds words in texts, as an example of a service that other services call on
-// behalf of their users. It keeps nothing.
+// behalf of their users. The service stores nothing.
 package search
 
 import (

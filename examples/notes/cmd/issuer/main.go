@@ -1,11 +1,12 @@
-// Command issuer takes the place of a platform, such as Kubernetes, on a laptop: it writes a token
-// that says which process the reader is, and the public key to check the token with.
+// Command issuer takes the place of a platform, such as Kubernetes, on a laptop: issuer writes a
+// token that says which process the reader is, and the public key to check the token with.
 //
 //	issuer --dir platform --subject notes
 //
 // The first run makes a key in DIR/key.pem. Each run writes DIR/jwks.json, which Watchword has to
 // trust (watchword issuer add), and DIR/token, which lives for an hour: run the command again for
-// a new token. A real platform renews the token by itself and keeps its key to itself.
+// a new token. A real platform renews the token by itself, and no other program can read the
+// platform's key.
 package main
 
 import (
@@ -25,7 +26,7 @@ import (
 	"time"
 )
 
-// lifetime is the lifetime of a token: long enough for a walk.
+// lifetime is the lifetime of a token: long enough to try the example.
 const lifetime = time.Hour
 
 type config struct {
@@ -116,7 +117,7 @@ func segment(v any) string { return base64.RawURLEncoding.EncodeToString(encode(
 func encode(v any) []byte {
 	raw, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // maps of strings and numbers
+		panic(err) // never happens: maps of strings and numbers have a JSON form
 	}
 	return raw
 }

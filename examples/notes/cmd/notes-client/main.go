@@ -1,6 +1,6 @@
 // Command notes-client shows the calling side step by step: log in, call a guarded service,
-// refresh the tokens, log out, and be refused. It prints a line for each step, and exits with
-// status 1 at the first unexpected result.
+// refresh the tokens, log out, and be refused. notes-client prints a line for each step, and exits
+// with status 1 at the first unexpected result.
 //
 //	notes-client --username alice < password-file
 package main
@@ -39,7 +39,7 @@ const (
 	// logoutTimeout limits the time until the service knows of a logout. Milliseconds are
 	// ordinary; machines under load are slower.
 	logoutTimeout = 5 * time.Second
-	// pollInterval is the precision of that time in the output.
+	// pollInterval is the precision of the printed time between the logout and the refusal.
 	pollInterval = 5 * time.Millisecond
 )
 
@@ -61,7 +61,7 @@ func main() {
 	ctx, cancel := context.WithTimeout(ctx, walkTimeout)
 	defer cancel()
 	if err := run(ctx, c); err != nil {
-		fmt.Fprintln(os.Stderr, "notes-client:", printable(err.Error())) // with text of the servers
+		fmt.Fprintln(os.Stderr, "notes-client:", printable(err.Error())) // the error can hold text of the servers
 		os.Exit(1)
 	}
 }
@@ -70,7 +70,7 @@ func run(ctx context.Context, c config) error {
 	if c.username == "" {
 		return errors.New("--username is missing")
 	}
-	if err := c.keepPrivate(); err != nil { // before the password is read
+	if err := c.keepPrivate(); err != nil { // checked before the password is read
 		return err
 	}
 	password, err := readLine(os.Stdin)
@@ -115,8 +115,8 @@ func run(ctx context.Context, c config) error {
 	return nil
 }
 
-// walk has one session and its services. Each method is a step: it returns the result for the
-// output, or an error for an unexpected result.
+// walk has one session and the clients of two services. Each method is a step, and returns the
+// result for the output, or an error for an unexpected result.
 type walk struct {
 	auth   watchwordv1.AuthServiceClient
 	notes  notesv1.NotesServiceClient
@@ -173,8 +173,8 @@ func (w *walk) search(ctx context.Context) (string, error) {
 	return fmt.Sprintf("ok, %d found; search was called for %q by %q", len(resp.GetNotes()), resp.GetSubject(), resp.GetActor()), nil
 }
 
-// refresh replaces both tokens. The old access token stays good until its expiry; the old
-// refresh token must not be used again.
+// refresh replaces the access token and the refresh token. The old access token stays good until
+// its expiry; the old refresh token must not be used again.
 func (w *walk) refresh(ctx context.Context) (string, error) {
 	resp, err := w.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: w.tokens.GetRefreshToken()})
 	if err != nil {
@@ -212,8 +212,8 @@ func (w *walk) awaitRefusal(ctx context.Context) (string, error) {
 	}
 }
 
-// authorized returns the context for a call with the access token. Programs use a
-// tokensource.Source instead; here each step is visible.
+// authorized returns the context for a call with the access token. Other programs use a
+// tokensource.Source; notes-client does without a Source, to show each step.
 func (w *walk) authorized(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+w.tokens.GetAccessToken())
 }

@@ -1,5 +1,5 @@
 // Command notes serves a board of notes, guarded by tokens of a Watchword server. With
-// --search-addr it calls the service search on behalf of its callers.
+// --search-addr notes calls the service search on behalf of its callers.
 package main
 
 import (
@@ -65,7 +65,7 @@ func (s searching) connect(authConn *grpc.ClientConn) (client searchv1.SearchSer
 		return nil, nil, err
 	}
 	conn, err := grpc.NewClient(s.addr, append(tokensource.OnBehalfOf(source, authConn, s.audience),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))...) // on loopback
+		grpc.WithTransportCredentials(insecure.NewCredentials()))...) // search listens on loopback
 	if err != nil {
 		return nil, nil, errors.Join(err, source.Close())
 	}

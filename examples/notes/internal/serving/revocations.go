@@ -17,9 +17,9 @@ import (
 // checkEvery is the time between two checks of the last token.
 const checkEvery = 20 * time.Millisecond
 
-// revocations prints a line when the verifier begins to refuse the token of the last call. It is
-// for the walk in the README, which shows that a logout takes back the tokens at every service: a
-// service needs no such thing.
+// revocations prints a line when the verifier begins to refuse the token of the last call. The
+// example in the README shows by these lines that a logout takes back the tokens at every service;
+// a real service does not need revocations.
 type revocations struct {
 	name     string
 	verifier *authn.Verifier
@@ -30,7 +30,7 @@ type revocations struct {
 	running sync.WaitGroup
 }
 
-// intercept stands after the verifier, so it sees admitted calls alone.
+// intercept comes after the verifier's interceptor, and so sees admitted calls alone.
 func (r *revocations) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if p, ok := authn.FromContext(ctx); ok {
 		_, token, _ := strings.Cut(metadata.ValueFromIncomingContext(ctx, "authorization")[0], " ")
@@ -39,7 +39,7 @@ func (r *revocations) intercept(ctx context.Context, req any, _ *grpc.UnaryServe
 	return handler(ctx, req)
 }
 
-// watch watches a token in place of the earlier one.
+// watch watches a token in place of the token of the earlier call.
 func (r *revocations) watch(token string, p *authn.Principal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package serving runs a guarded gRPC server as a process: it connects to Watchword, fetches the
-// keys, serves until a signal, and stops in order.
+// Package serving runs a guarded gRPC server as a process: package serving connects to Watchword,
+// fetches the keys, serves until a signal, and stops in order.
 package serving
 
 import (
@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// startTimeout limits the wait for Watchword's keys. Both servers may be started
-	// together.
+	// startTimeout limits the wait for Watchword's keys. Watchword and this server can be started
+	// at the same time.
 	startTimeout = time.Minute
 	// stopTimeout limits the wait for running calls when the server stops.
 	stopTimeout = 5 * time.Second
@@ -31,8 +31,8 @@ const (
 
 // Config says what to serve, and where.
 type Config struct {
-	Name          string // of the process, in its lines
-	PublicMethods string // for authn.WithPublicMethods
+	Name          string // the name of the process, which begins each printed line
+	PublicMethods string // the pattern for authn.WithPublicMethods
 
 	Addr, AuthAddr, Audience, CAFile string
 	ShowRevocations                  bool
@@ -50,21 +50,21 @@ func (c *Config) Flags() {
 // A Server is a guarded gRPC server with the service's part of a stop in order.
 type Server struct {
 	*grpc.Server
-	EndCalls func() // ends long calls before the server waits for the others; nil: there are none
-	Release  func() // releases what the service uses, after its last call; nil: nothing
+	EndCalls func() // ends long calls before the server waits for the other calls; nil: there are no long calls
+	Release  func() // releases what the service uses, after the last call; nil: there is nothing to release
 }
 
 // Build makes the server of a process. conn leads to Watchword. opts belong after the options of
 // the verifier.
 type Build func(conn *grpc.ClientConn, verifier *authn.Verifier, status *health.Server, opts ...grpc.ServerOption) (*Server, error)
 
-// Main serves until a signal. It prints the error of a server that fails, and then ends the
-// process with status 1.
+// Main serves until a signal. If the server fails, Main prints the error and ends the process with
+// status 1.
 func Main(c Config, build Build) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, c, build); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %q\n", c.Name, err.Error()) // quoted, because it may hold text of a server
+		fmt.Fprintf(os.Stderr, "%s: %q\n", c.Name, err.Error()) // quoted, because the error may hold text of a server
 		os.Exit(1)
 	}
 }
@@ -113,8 +113,8 @@ func run(ctx context.Context, c Config, build Build) error {
 		return err
 	case <-ctx.Done():
 	}
-	// First end the long calls: health watches and those of the service. Then the server waits
-	// for the other calls, at most for stopTimeout.
+	// First end the long calls: health watches, and the long calls of the service. Then the server
+	// waits for the other calls, at most for stopTimeout.
 	status.Shutdown()
 	if server.EndCalls != nil {
 		server.EndCalls()
