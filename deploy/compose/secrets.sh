@@ -20,7 +20,7 @@ if [ -z "$program" ] && ! docker info >/dev/null 2>&1; then
 fi
 
 umask 077
-new=$(mktemp -d "$folder.XXXXXX") # a script that stops early leaves no half of the secrets under the name
+new=$(mktemp -d "$folder.XXXXXX") # a script that stops early leaves no half of the secrets under the final name
 trap 'rm -rf "$new"' EXIT
 cd "$new"
 

@@ -102,7 +102,7 @@ type AuditFilter struct {
 //
 // The queries compare and order pairs of column and id. With `column = $4` and ORDER BY id,
 // PostgreSQL might read the table in order of id, and pass over the records with other values of
-// the column. A comparison with the empty text, such as session_id <> '', repeats the condition of
+// the column. A comparison with the empty text, as of session_id, repeats the condition of
 // the index: without the comparison neither engine uses the index.
 const (
 	auditFrom = `SELECT ` + auditColumns + ` FROM audit WHERE `
