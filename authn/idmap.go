@@ -94,7 +94,8 @@ func forget[K comparable, V any](mu *sync.RWMutex, m map[K]V, expired func(V) bo
 	inBatches(mu, ids, func(id K) { delete(m, id) })
 }
 
-// inBatches calls `do` for every element of the slice `all`, with mu locked for one batch at a time.
+// inBatches calls `do` for every element of the slice `all`, with mu locked for one batch at a
+// time.
 func inBatches[E any](mu *sync.RWMutex, all []E, do func(E)) {
 	for some := range slices.Chunk(all, batch) {
 		mu.Lock()

@@ -88,9 +88,9 @@ func openBundle(c *config) (*bundle, *keeper, error) {
 var errMended = errors.New("other users were able to write, and the content is not used; the mode is mended")
 
 // mend removes the rights that other users have to a snapshot file and to the folder of the
-// file, if the user of this process owns file and folder. Kubernetes gives a group rights to everything
-// in a volume (fsGroup). If another user had the right to write the file, mend deletes the
-// file and returns errMended.
+// file, if the user of this process owns file and folder. Kubernetes gives a group rights to
+// everything in a volume (fsGroup). If another user had the right to write the file, mend
+// deletes the file and returns errMended.
 //
 // Errors: errMended; errors of the file system.
 func mend(path string) error {

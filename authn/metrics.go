@@ -17,9 +17,9 @@ import (
 // Verifier another attribute: otherwise the values of one Verifier replace the values of the
 // others.
 //
-// Without WithMeterProvider, and for a nil provider, a Verifier registers no instrument. A program that
-// reports metrics by another library can read Verifier.Status. To count cached tokens too, the
-// program passes the provider of go.opentelemetry.io/otel/metric/noop.
+// Without WithMeterProvider, and for a nil provider, a Verifier registers no instrument. A
+// program that reports metrics by another library can read Verifier.Status. To count cached
+// tokens too, the program passes the provider of go.opentelemetry.io/otel/metric/noop.
 //
 // Errors of NewVerifier: INVALID_ARGUMENT if the provider refuses an instrument.
 func WithMeterProvider(provider metric.MeterProvider, attributes ...attribute.KeyValue) Option {

@@ -180,13 +180,13 @@ func (v *Verifier) Close() error {
 // token's principal. Verify needs no network and does not wait. If ctx is a handler's context,
 // an error of Verify names the handler's method; Verify uses ctx for nothing else.
 //
-// Errors; if several apply, the first of these: BUNDLE_STALE without a trust bundle, after Close, and with
-// RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token; TOKEN_INVALID
-// for the token's form (RFC 7515 section 7.1), type, key, signature or issuer, and for a
-// lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_INVALID for a token minted
-// further ahead than the margin that the server announces; TOKEN_EXPIRED; TOKEN_REVOKED;
-// TOKEN_STALE after a change of the user's rights. The client of a call that is TOKEN_EXPIRED
-// or TOKEN_STALE can refresh the token and call again.
+// Errors; if several apply, the first of these: BUNDLE_STALE without a trust bundle, after
+// Close, and with RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token;
+// TOKEN_INVALID for the token's form (RFC 7515 section 7.1), type, key, signature or issuer, and
+// for a lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_INVALID for a token
+// minted further ahead than the margin that the server announces; TOKEN_EXPIRED; TOKEN_REVOKED;
+// TOKEN_STALE after a change of the user's rights. The client of a call that is TOKEN_EXPIRED or
+// TOKEN_STALE can refresh the token and call again.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &v.audience)
 }

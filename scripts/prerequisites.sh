@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Says which of the programs that `make test` needs are missing; with --slow, also which programs that
-# `make test-slow` needs. On Debian and Ubuntu, as root, the script installs the missing programs that
-# apt-get has.
+# Says which of the programs that `make test` needs are missing; with --slow, also which programs
+# that `make test-slow` needs. On Debian and Ubuntu, as root, the script installs the missing
+# programs that apt-get has.
 set -euo pipefail
 
 slow=false

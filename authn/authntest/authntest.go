@@ -144,9 +144,9 @@ func (i *Issuer) Token(u User) string {
 // Delegate returns a token delegated from a token of this issuer, as AuthService/DelegateToken
 // does. The new token names the same subject and the same session, is for one audience, and
 // expires no later than the token raw. The new token has the roles that raw has and that the
-// parameter roles names (nil: all roles of raw), and never the role admin. actor is the service account
-// that calls. Delegate panics unless this issuer minted the token with a trusted key, and for a
-// sixth actor. Delegate ignores revocations: a token delegated from a revoked token is
+// parameter roles names (nil: all roles of raw), and never the role admin. actor is the service
+// account that calls. Delegate panics unless this issuer minted the token with a trusted key,
+// and for a sixth actor. Delegate ignores revocations: a token delegated from a revoked token is
 // TOKEN_REVOKED.
 func (i *Issuer) Delegate(raw string, actor User, audience string, roles ...string) string {
 	i.mu.Lock()

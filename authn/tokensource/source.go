@@ -203,9 +203,9 @@ func WithCallersHeaderDropped() Option { return func(c *config) { c.dropCallers 
 // for the renewal that waits for store.
 //
 // store must have saved the token when store returns nil. The Source sends the refresh token to
-// Watchword only after store has returned nil, so the saved token is always good for one more refresh. If
-// store returns an error, calls still go out with the new access token. The next renewal
-// first calls store again, and fails as UNAVAILABLE if store fails again.
+// Watchword only after store has returned nil, so the saved token is always good for one more
+// refresh. If store returns an error, calls still go out with the new access token. The next
+// renewal first calls store again, and fails as UNAVAILABLE if store fails again.
 func WithStore(store func(ctx context.Context, refreshToken string) error) Option {
 	return func(c *config) { c.store = store }
 }
@@ -222,8 +222,8 @@ func WithLogger(log *slog.Logger) Option { return func(c *config) { c.log = log 
 // Close does not end the session at Watchword.
 //
 // conn leads to Watchword; [Dial] makes such a connection. conn must not carry the Source itself:
-// otherwise its calls are INTERNAL. conn must honour the call option grpc.PerRPCCredentials, as every
-// grpc.ClientConn does: the secret enters the request only when grpc-go asks the option
+// otherwise its calls are INTERNAL. conn must honour the call option grpc.PerRPCCredentials, as
+// every grpc.ClientConn does: the secret enters the request only when grpc-go asks the option
 // about the connection of the request. The caller closes the Source, then conn.
 //
 // Password sends nothing, so a wrong password is the error of the first call. Errors:
@@ -381,10 +381,10 @@ func (s *Source) Token(ctx context.Context) (string, error) {
 }
 
 // replace takes a refused token out of use, and reports whether to send the refused call again:
-// another token is available, or a renewal may bring another token. After TOKEN_REVOKED the next token may
-// speak for another session, so the call is not sent again. replace returns false if services
-// refuse tokens too often. If another refused call has replaced the same token already, that
-// token counts as replaced.
+// another token is available, or a renewal may bring another token. After TOKEN_REVOKED the next
+// token may speak for another session, so the call is not sent again. replace returns false if
+// services refuse tokens too often. If another refused call has replaced the same token already,
+// that token counts as replaced.
 func (s *Source) replace(token string, why watchwordv1.ErrorReason) (again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

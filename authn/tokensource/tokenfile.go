@@ -19,9 +19,9 @@ import (
 // looks for a new token from 90 seconds before the expiry on, and stops using a token 30 seconds
 // before the expiry. If the file cannot be written, the log says so, and the Source tries again.
 //
-// Close leaves the file, because the reader of the file may outlive this process; the token in the file
-// expires after some minutes. If a service has refused the token of the file as revoked, this
-// process does not know: the file gets a new token at the next renewal.
+// Close leaves the file, because the reader of the file may outlive this process; the token in
+// the file expires after some minutes. If a service has refused the token of the file as
+// revoked, this process does not know: the file gets a new token at the next renewal.
 //
 // Use a folder in which only this user can create files. In a folder such as /tmp another user can
 // create the file before the first token is there, and the reader sees a stranger's token.

@@ -25,9 +25,10 @@ import (
 // secret.
 type Assertion func(ctx context.Context) (string, error)
 
-// Workload returns a Source for a service account. The Source exchanges an assertion of the platform
-// for an access token (RFC 8693, RFC 7523), and needs no secret of its own. There is no session
-// and no refresh token: Workload exchanges a new assertion before the access token expires.
+// Workload returns a Source for a service account. The Source exchanges an assertion of the
+// platform for an access token (RFC 8693, RFC 7523), and needs no secret of its own. There is no
+// session and no refresh token: Workload exchanges a new assertion before the access token
+// expires.
 //
 // Watchword must trust the issuer of the assertion, and a binding must name the service account
 // (docs/services.md). A refused assertion is the error of the calls that need a token, and

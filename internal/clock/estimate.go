@@ -14,9 +14,9 @@ const SetFrom = time.Second
 // of the clock. If the clock is set more often, [Estimate.remember] joins the two oldest eras.
 const maxEras = 16
 
-// farAhead bounds how far ahead an Estimate takes a clock to have been, after the clock was set back.
-// Without the bound, a clock that was ten years ahead for a moment would make a verifier keep
-// every revocation in memory for ten years.
+// farAhead bounds how far ahead an Estimate takes a clock to have been, after the clock was set
+// back. Without the bound, a clock that was ten years ahead for a moment would make a verifier
+// keep every revocation in memory for ten years.
 const farAhead = 24 * time.Hour
 
 // An Estimate says between which two times another clock is now, by readings: a reading is what
@@ -84,8 +84,8 @@ func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, us
 }
 
 // setBack notes in e.hold the highest time that the clock showed before the clock was set back
-// to o. Tokens that were minted before the clock was set back carry times of the old setting, and so
-// expire later.
+// to o. Tokens that were minted before the clock was set back carry times of the old setting,
+// and so expire later.
 func (e *Estimate) setBack(o Offset) {
 	e.hold = max(e.hold, min(e.now.Latest(o.At), o.Latest(o.At)+farAhead))
 }

@@ -160,10 +160,10 @@ func header(name, value string) *corev3.HeaderValueOption {
 	}
 }
 
-// deny returns the answer that refuses a request. For a request of gRPC, Envoy turns the answer into
-// a gRPC status: the body becomes the message, and the header grpc-status gives the code, which
-// would otherwise follow from the HTTP status. The header grpc-status-details-bin has the ErrorInfo.
-// A client that does not use gRPC gets the status as JSON.
+// deny returns the answer that refuses a request. For a request of gRPC, Envoy turns the answer
+// into a gRPC status: the body becomes the message, and the header grpc-status gives the code,
+// which would otherwise follow from the HTTP status. The header grpc-status-details-bin has the
+// ErrorInfo. A client that does not use gRPC gets the status as JSON.
 func deny(client request, st *status.Status) *authv3.CheckResponse {
 	denied := &authv3.DeniedHttpResponse{Status: &typev3.HttpStatus{Code: httpStatus(st.Code())}}
 	if client.isGRPC() {

@@ -23,8 +23,8 @@ type questions struct {
 	within time.Duration
 }
 
-// newQuestions returns the bounds for a server. If every place holds a question of maxMessage bytes,
-// the questions take 1 GiB. One Envoy has only some questions open at a time.
+// newQuestions returns the bounds for a server. If every place holds a question of maxMessage
+// bytes, the questions take 1 GiB. One Envoy has only some questions open at a time.
 func newQuestions() *questions {
 	return &questions{places(4096), 5 * time.Second}
 }

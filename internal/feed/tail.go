@@ -258,8 +258,8 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 // noteMoment notices a moment of [Tx.EndDelegated] that has passed already when the feed reads the
 // moment for the first time: the commit has taken longer than commitTime. Before the commit became
 // visible, a replica may have minted delegated tokens with a later time of issue. The next tick ends
-// these tokens too. noteMoment ignores the moment that the feed reads at its start: the moment can be
-// of an earlier day.
+// these tokens too. noteMoment ignores the moment that the feed reads at its start: the moment
+// can be of an earlier day.
 func (f *Feed) noteMoment(moment, now time.Time) {
 	said := f.hub.TrustState()
 	if said.GetIssuer() != "" && moment.After(said.GetDelegatedNotBefore().AsTime()) && moment.Before(now) {

@@ -22,9 +22,9 @@ var errUndelivered = errors.New("gate: the client leaves its answers unread")
 // conn is safe for concurrent use.
 //
 // A call holds its place in [Gate].requests until the answer of the call is written to the
-// connection: until the answer is written, gRPC keeps request and answer in memory. So when a call ends,
-// the connection takes over the place of the call, and releases one place each time a stream
-// ends on the wire.
+// connection: until the answer is written, gRPC keeps request and answer in memory. So when a
+// call ends, the connection takes over the place of the call, and releases one place each time a
+// stream ends on the wire.
 //
 // The zero conn stands for a connection that no [Listener] has accepted, as in tests.
 type conn struct {
@@ -52,8 +52,8 @@ type conn struct {
 	closed bool
 }
 
-// address holds the address of a connection's peer, and the conn: gRPC gives [Gate.Tap] the address,
-// and so Tap finds the conn of a call.
+// address holds the address of a connection's peer, and the conn: gRPC gives [Gate.Tap] the
+// address, and so Tap finds the conn of a call.
 type address struct {
 	net.Addr
 	conn *conn

@@ -31,9 +31,10 @@ type Listener struct {
 //
 // A connection without a running call is idle. When all places are taken, a new connection
 // closes a connection of the network that holds most: the newest idle connection, or else the
-// newest connection. If the network of a new connection already has as many connections as allowed, the
-// new connection closes the oldest idle connection of that network. When all networks have
-// equally many connections, the networks in known keep their connections; see [share.Known].
+// newest connection. If the network of a new connection already has as many connections as
+// allowed, the new connection closes the oldest idle connection of that network. When all
+// networks have equally many connections, the networks in known keep their connections; see
+// [share.Known].
 //
 // A proxy carries the calls of many clients, so a connection of a trusted proxy keeps its
 // place. Some proxies make a connection for each call. So `proxied` must be above the number of

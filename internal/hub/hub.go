@@ -97,9 +97,9 @@ type Hub struct {
 // New returns an empty hub.
 //
 // origin names the database behind the history; a watcher with a resume token of another origin
-// gets a snapshot. The hub calls refresh, from several goroutines at a time, for a watcher that knows
-// more than the hub: refresh returns nil after every event that was committed before the call
-// has been published, and an error if that is impossible.
+// gets a snapshot. The hub calls refresh, from several goroutines at a time, for a watcher that
+// knows more than the hub: refresh returns nil after every event that was committed before the
+// call has been published, and an error if that is impossible.
 func New(origin string, refresh func(context.Context) error) *Hub {
 	h := &Hub{
 		origin: origin, resumeKey: []byte(rand.Text()), refresh: refresh, turns: turns{peers: map[string]*turn{}},

@@ -165,7 +165,8 @@ func (g *group) list(weight int) *places {
 	return &g.others
 }
 
-// yields returns the place that a peer loses first when a client of another peer takes over a place.
+// yields returns the place that a peer loses first when a client of another peer takes over a
+// place.
 func (g *group) yields() *Place {
 	if g.strangers.length > 0 {
 		return g.strangers.back

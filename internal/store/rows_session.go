@@ -192,8 +192,8 @@ func (tx *Tx) DeleteSessions(ids []string) (err error) {
 	return err
 }
 
-// endedBeyond returns SQL for the ids of a user's sessions that meet a condition, without the newest
-// $2 of these sessions.
+// endedBeyond returns SQL for the ids of a user's sessions that meet a condition, without the
+// newest $2 of these sessions.
 func endedBeyond(condition string) string {
 	return `SELECT id FROM sessions WHERE user_id = $1 AND ` + condition + `
 		ORDER BY born_ver DESC, created_at DESC, id DESC LIMIT $3 OFFSET $2`

@@ -164,8 +164,8 @@ func (p parts) claims() (*Claims, error) {
 // Bearer returns the token in values, the values of the metadata `authorization` (RFC
 // 6750 section 2.1). ok is false unless there is exactly one value "Bearer TOKEN": of
 // two values, one reader could take the first, and another reader the second. The case of the
-// scheme does not matter (RFC 9110 section 11.1). One space or more can stand between the scheme and the
-// token (section 11.4), and spaces and tabs around the whole value are no part of the
+// scheme does not matter (RFC 9110 section 11.1). One space or more can stand between the scheme
+// and the token (section 11.4), and spaces and tabs around the whole value are no part of the
 // value (section 5.5). Bearer does not verify the token.
 func Bearer(values []string) (token string, ok bool) {
 	if len(values) != 1 {
