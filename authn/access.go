@@ -17,8 +17,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// rule says which callers may call a method. The zero rule admits every caller with a valid
-// token.
+// rule says which callers are allowed to call a method. The zero rule admits every caller with a
+// valid token.
 type rule struct {
 	public      bool      // every caller is admitted, even without a token
 	roles       []string  // the caller needs at least one of these roles; none: a valid token is enough
@@ -41,8 +41,8 @@ type methodRule struct {
 // The first rule that exists applies: the method's own option in its proto file, then a
 // methodRule with the method's name, then a methodRule for the whole service. A method with a
 // descriptor and without any of these rules needs a valid token. A method without a descriptor
-// may have an option that the program cannot read. So without a methodRule the method admits no
-// caller.
+// may have an option that the program cannot read. So without a methodRule, a method without a
+// descriptor admits no caller.
 type accessRules struct {
 	named  map[string]methodRule // pattern → rule
 	linked map[string]*rule      // full name → rule, for methods linked into the program at the start

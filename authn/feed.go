@@ -302,7 +302,7 @@ func (f *feed) wait(ctx context.Context) error {
 }
 
 // endsWait reports whether an error of the last stream ends the wait in Ready. UNAVAILABLE and
-// RESOURCE_EXHAUSTED do not end it: a server that is away will come back, a full server will have
+// RESOURCE_EXHAUSTED leave the wait: a server that is away will come back, a full server will have
 // room, and an ingress will have its route. Other errors seldom end by waiting. With a snapshot
 // file, an error ends the wait only if an operator has to correct the cause, because the use of
 // the file would hide the cause: a missing client certificate, or keys over a connection

@@ -43,8 +43,8 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // token must be the caller's own. [FromContext] gives the handler the caller's principal.
 //
 // A method without a descriptor in this program may have an option that the program cannot
-// read. So the method admits no caller, unless [WithMethodRule] or [WithPublicMethods] names
-// the method.
+// read. So a method without a descriptor admits no caller, unless [WithMethodRule] or
+// [WithPublicMethods] names the method.
 //
 // Errors; if several apply, the first in this list:
 //
@@ -162,7 +162,7 @@ func (v *Verifier) admit(ctx context.Context, full string, r *rule, values func(
 }
 
 // verifyIncoming verifies the token of an incoming call for an audience. values has the call's
-// metadata "authorization". The error names method.
+// metadata "authorization". The error of a refused call names `method`.
 func (v *Verifier) verifyIncoming(ctx context.Context, method string, values []string, want *audience) (*Principal, error) {
 	raw, ok := token.Bearer(values)
 	if ok {

@@ -33,8 +33,8 @@ const (
 // bundle and after every change of keys, every keepEvery otherwise, and when the feed has
 // ended.
 //
-// One goroutine writes. The file is replaced as a whole, by rename: a reader finds the old file
-// or the new file, and never half of a file.
+// One goroutine writes the file. The file is replaced as a whole, by rename: a reader finds the
+// old file or the new file, and never half of a file.
 type keeper struct {
 	path    string
 	bundle  *bundle

@@ -16,7 +16,7 @@ import (
 )
 
 // An Option sets a property of a Verifier. If an option is given twice, the names of services
-// and methods of both are used; for every other option the last value is used.
+// and methods of both options are used; for every other option the last value is used.
 type Option func(*config)
 
 // config holds the values of the options. The zero config names no audience and is
@@ -119,7 +119,7 @@ func WithPlaintextFromOtherHosts() Option {
 }
 
 // WithLeeway accepts tokens for a duration after their expiry (RFC 7519 section 4.1.4). The
-// default is zero. A leeway is rarely needed, since a Verifier compares the expiry with the
+// default leeway is zero. A leeway is rarely needed, since a Verifier compares the expiry with the
 // server's clock.
 //
 // The server announces a margin: for how long the server keeps revocations after the expiry of the
@@ -163,7 +163,7 @@ func WithInstance(instance string) Option { return func(c *config) { c.words[1] 
 // is the version of the program's main module that the Go toolchain has stored in the program.
 func WithVersion(version string) Option { return func(c *config) { c.words[2] = version } }
 
-// StalePolicy selects what a Verifier does while its trust bundle is stale. See
+// StalePolicy selects what a Verifier does while its trust bundle is stale; see
 // [WithMaxStaleness].
 type StalePolicy int
 
@@ -200,20 +200,20 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 }
 
 // WithSnapshotFile keeps the trust bundle in a file: the keys, the revocations, and the
-// server's time of both. After a restart the Verifier uses the file until the server answers,
-// so a service can start while its Watchword server is away. When the server answers, it sends
-// only the changes since the file was written.
+// server's time. After a restart the Verifier uses the file until the server answers, so a
+// service can start while its Watchword server is away. When the server answers, the server
+// sends only the changes since the file was written.
 //
 // A Verifier that uses the file while the server is away does not know:
 //
-//   - Changes since the file was written. A session ended since then is accepted until its
+//   - Changes since the file was written: a session ended since then is accepted until its
 //     access tokens expire, and a key withdrawn since then is trusted, until the server
 //     answers. [WithMaxStaleness] with RefuseWhenStale sets a limit, because the age of the
 //     file counts as staleness.
-//   - The exact time. The Verifier takes the latest possible time: the server's time in the
-//     file plus the time passed since, or this machine's clock if later. A clock ahead of the
-//     server's lets tokens expire early. If the machine has booted since the file was written, the
-//     time passed is unknown: the bundle is stale from the first moment.
+//   - The exact time: the Verifier takes the latest possible time, which is the server's time in
+//     the file plus the time passed since, or this machine's clock if later. A clock ahead of
+//     the server's lets tokens expire early. If the machine has booted since the file was
+//     written, the time passed is unknown: the bundle is stale from the first moment.
 //
 // Protect the file as you would protect the keys: anyone able to write the file can forge
 // tokens of every user. The Verifier creates the file with mode 0600, and creates a missing
@@ -246,7 +246,7 @@ func WithSnapshotFile(path string) Option {
 const defaultCacheBytes = 32 << 20
 
 // WithCacheSize sets the largest size of the cache of verified tokens, in bytes. The default is
-// 32 MiB. A token of 500 bytes takes about 1,800 bytes in the cache. With zero, the Verifier
+// 32 MiB. A token of 500 bytes takes about 1,800 bytes in the cache. With size zero, the Verifier
 // checks the signature at every call. [NewVerifier] returns INVALID_ARGUMENT if the size is
 // negative.
 func WithCacheSize(bytes int) Option {

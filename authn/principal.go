@@ -34,7 +34,7 @@ func (p *Principal) Username() string { return p.claims.Username }
 // Roles returns the user's roles at the time the token was minted (claim roles).
 func (p *Principal) Roles() []string { return slices.Clone(p.claims.Roles) }
 
-// HasRole returns whether role is among the user's roles.
+// HasRole reports whether role is among the user's roles.
 func (p *Principal) HasRole(role string) bool { return slices.Contains(p.claims.Roles, role) }
 
 // Audience returns the names of the services that accept the token (claim aud).

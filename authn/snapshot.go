@@ -62,9 +62,9 @@ func (b *bundle) version() (version, bool) {
 }
 
 // writeSnapshot writes a complete bundle, and returns the number of bytes written, even with an
-// error. The feed may apply messages during the call. The snapshot may contain such a message
-// or not, since writeSnapshot reads the position before everything else: the next Verifier asks
-// the server for all messages after the position.
+// error. The feed may apply messages during the call of writeSnapshot. Whether the snapshot
+// contains such a message makes no difference, since writeSnapshot reads the position before
+// everything else: the next Verifier asks the server for all messages after the position.
 func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 	at := b.fresh.position.Load()
 	sum := sha256.New()

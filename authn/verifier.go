@@ -99,8 +99,8 @@ type Verifier struct {
 //
 // The wait continues after UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started in
 // any order and all at once; any other error of the server ends the wait. With a good file of
-// [WithSnapshotFile] the wait ends with success after two seconds, or at ctx's deadline. Then
-// only PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error, because an
+// [WithSnapshotFile] the wait ends with success after two seconds, or at ctx's deadline. With a
+// good file, only PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error, because an
 // operator has to correct the cause. With [WithoutWaiting], NewVerifier does not wait.
 //
 // Errors are gRPC statuses: INVALID_ARGUMENT for options with a value that makes no sense, for

@@ -25,7 +25,7 @@ var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time
 //   - Verify, GetKeySet, ListWatchers, GetUser, ListUsers, ListSessions, ListKeys, ListEvents,
 //     GetIssuer, ListIssuers and ListBindings change nothing.
 //
-// The other methods are left out. A second call of a method that changes users, sessions or
+// The list leaves out the other methods. A second call of a method that changes users, sessions or
 // keys could undo what another client has changed after the first call, or fail because of
 // the first call. GetTime measures one round trip, which a retry would make longer. A verifier
 // opens its streams again by itself.

@@ -90,7 +90,7 @@ func OnBehalfOf(source *Source, conn grpc.ClientConnInterface, audience string, 
 // onBehalf implements credentials.PerRPCCredentials, and puts delegated tokens on calls.
 type onBehalf struct {
 	source    *Source
-	conn      grpc.ClientConnInterface // to Watchword, for auth
+	conn      grpc.ClientConnInterface // the connection to Watchword, for the calls of auth
 	auth      watchwordv1.AuthServiceClient
 	audience  string
 	plaintext bool
@@ -116,7 +116,7 @@ type delegation struct {
 	token        string
 	goodUntil    time.Time
 	err          error
-	useless      bool // a service has refused token
+	useless      bool // true after a service has refused the token
 }
 
 // RequireTransportSecurity returns false: [checkCall] checks the connection instead.
@@ -168,7 +168,7 @@ func (o *onBehalf) get(ctx context.Context, uri []string) (*delegation, error) {
 
 // aboutOwn adds to the message of a delegation's error that the service's own token was refused,
 // if the reason is one of an access token: a handler may return the error to its caller, and the
-// token of the caller is good. The reason and the method stay.
+// token of the caller is good. aboutOwn keeps the reason and the method of the error.
 func aboutOwn(err error) error {
 	if !tokenUseless[refusal.Reason(err)] {
 		return err
@@ -218,7 +218,7 @@ func (d *delegation) expiredLocked(now time.Time) bool {
 	return d.token != "" && !now.Before(d.goodUntil)
 }
 
-// sweepLocked removes the expired tokens now and then. o.mu must be held.
+// sweepLocked removes the expired tokens, once in sweepEvery. o.mu must be held.
 func (o *onBehalf) sweepLocked(now time.Time) {
 	if !now.Before(o.sweepAt) {
 		maps.DeleteFunc(o.delegations, func(_ subjectKey, d *delegation) bool { return d.expiredLocked(now) })

@@ -65,7 +65,7 @@ func (s *Source) renew(ctx context.Context) {
 	s.renewal = nil
 	defer close(r.done)
 	switch {
-	case s.ctx.Err() != nil: // closed while the renewal ran
+	case s.ctx.Err() != nil: // the Source was closed while the renewal ran
 		r.err = s.lastErr
 	case err == nil:
 		s.renewed[refusal.Outcome(nil)]++
@@ -117,7 +117,7 @@ func (s *Source) useLocked(got *tokens) {
 	// The random part spreads out the renewals of callers started together.
 	s.renewAt = s.session.asked.Add(got.life/4*3 + rand.N(got.life/10+1))
 	if s.session.tokenFile != "" {
-		s.renewAt = s.session.asked.Add(got.life/5*2 + rand.N(got.life/10+1)) // see WithTokenFile
+		s.renewAt = s.session.asked.Add(got.life/5*2 + rand.N(got.life/10+1)) // earlier than without a token file: see WithTokenFile
 	}
 	s.wakeKeeper()
 	s.lastErr, s.notBefore = nil, time.Time{}
@@ -165,7 +165,7 @@ var sessionOver = map[watchwordv1.ErrorReason]bool{
 // group belongs to the renewal's goroutine, of which one runs at a time, and needs no lock.
 type session struct {
 	config
-	conn               grpc.ClientConnInterface // to Watchword, for auth
+	conn               grpc.ClientConnInterface // the connection to Watchword, for the calls of auth
 	auth               watchwordv1.AuthServiceClient
 	name               string    // a name for logs
 	username, password string    // the arguments of [Password]

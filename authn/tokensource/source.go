@@ -164,8 +164,8 @@ func (c *config) misplaced() bool {
 // WithAudience names the services to get tokens for. The default is the first audience in
 // the server's --audience; for [Refresh], every audience of the session's login. The methods
 // that administer Watchword ask for the audience "watchword", and no token for "watchword" is for
-// another audience too: a Source with this audience is for connections to Watchword. Names of
-// several WithAudience add up. An empty name is INVALID_ARGUMENT.
+// another audience too: a Source with this audience is for connections to Watchword. If
+// WithAudience is given several times, the names add up. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }
@@ -298,8 +298,8 @@ func misused(message string) error {
 }
 
 // Close ends the present renewal and waits for its end. Calls waiting for a token, and every
-// later call, are CANCELED. The session at Watchword continues. Close may be called again,
-// and always returns nil.
+// later call, are CANCELED. The session at Watchword continues after Close. A second Close does
+// nothing. Close always returns nil.
 func (s *Source) Close() error {
 	s.unregister()
 	s.mu.Lock()

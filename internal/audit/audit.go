@@ -47,8 +47,8 @@ import (
 // Type names an action of the security record, done or refused.
 type Type string
 
-// The types of events in the security record. Ordinary refreshes are too many for the security
-// record: the session's row has the time of the latest refresh.
+// An event of the security record has one of these types. Ordinary refreshes are too many for the
+// security record: the session's row has the time of the latest refresh.
 const (
 	Login               Type = "login"
 	Refresh             Type = "refresh"
@@ -60,8 +60,8 @@ const (
 	UserCreated         Type = "user.created"
 	UserUpdated         Type = "user.updated"
 	UserDeleted         Type = "user.deleted"
-	PasswordChanged     Type = "password.changed" // by the user
-	PasswordSet         Type = "password.set"     // by an admin or the operator
+	PasswordChanged     Type = "password.changed" // a user has changed the user's own password
+	PasswordSet         Type = "password.set"     // an admin or the operator has set a user's password
 	TokenDelegated      Type = "token.delegated"  // a service has got a token to act for its caller
 	TokenExchanged      Type = "token.exchanged"  // a service account has signed in with an assertion
 	KeyRotated          Type = "key.rotated"

@@ -14,7 +14,7 @@ import (
 //
 // An exchange costs one statement, since exchanges remembers in memory what countOwn reads
 // from the database: services exchange far more often than users log in. The memory is a few
-// hundred bytes for each account with exchanges in this hour. The zero value is ready.
+// hundred bytes for each account with exchanges in this hour. A zero exchanges is ready for use.
 type exchanges struct {
 	mu       sync.Mutex
 	hour     time.Time

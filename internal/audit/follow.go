@@ -22,7 +22,7 @@ const (
 )
 
 // Place says up to which record of the security record a reader of [Follow] has read. The zero
-// value is the beginning.
+// Place stands for a reader that has read nothing.
 type Place struct {
 	After store.AuditPlace
 	Mark  store.AuditMark // a mark at After or above; zero at the beginning
@@ -32,7 +32,7 @@ type Place struct {
 // Gap tells why records of the security record can be missing in what [Follow] returns.
 type Gap int
 
-// The values of [Gap].
+// A [Gap] has one of these values.
 const (
 	NoGap        Gap = iota
 	Deleted          // Prune has deleted records that the reader has not read

@@ -91,7 +91,7 @@ type Origin struct {
 // before a watcher receives the change. A feed cannot trust the rows of the table signing_keys
 // alone: package issuer checks the rows under the master key.
 //
-// Errors: those of the store. At [Open], any other error too.
+// Errors: those of the store; if [Open] calls Keys, also any other error.
 type Keys func(context.Context, *store.Tx) (KeySet, error)
 
 // KeySet holds the signing keys to publish.

@@ -35,14 +35,14 @@ func (d direct) Write(ctx context.Context, fn func(*Tx) error) error {
 	return d.store.Write(ctx, func(tx *store.Tx) error { return fn(&Tx{tx}) })
 }
 
-// SessionEnded appends the event that a session has ended. Verifiers then refuse the
+// SessionEnded appends the event that a session has ended. By the event, verifiers refuse the
 // session's tokens as TOKEN_REVOKED.
 func (tx *Tx) SessionEnded(sessionID string) error {
 	return tx.append(&store.Event{Kind: store.SessionEnded, Subject: sessionID})
 }
 
 // VersionRaised appends the event that the version of a user's rights was raised to
-// version. Verifiers then refuse the user's tokens with a lower version: as
+// version. By the event, verifiers refuse the user's tokens with a lower version: as
 // TOKEN_REVOKED if revoked is true, and as TOKEN_STALE otherwise.
 func (tx *Tx) VersionRaised(userID string, version int64, revoked bool) error {
 	kind := store.VersionStale
@@ -52,7 +52,7 @@ func (tx *Tx) VersionRaised(userID string, version int64, revoked bool) error {
 	return tx.append(&store.Event{Kind: kind, Subject: userID, Version: version})
 }
 
-// KeysChanged appends the event that the signing keys have changed. Every feed then
+// KeysChanged appends the event that the signing keys have changed. By the event, every feed
 // reads the keys again.
 func (tx *Tx) KeysChanged() error {
 	return tx.append(&store.Event{Kind: store.KeysChanged})

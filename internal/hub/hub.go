@@ -87,7 +87,7 @@ type Hub struct {
 	token      clock.Estimate // the token time, in ns since 1970, by the process clock
 	asOf       time.Duration  // a time of the process clock: every event that was committed before asOf is published
 	ring       ring
-	greatest   int64 // [Update].Greatest of the newest update: no version of a user's rights is above
+	greatest   int64 // [Update].Greatest of the newest update: a version number of users' rights
 	claimed    int64 // the greatest version in the resume token of a watcher
 
 	applied      int64         // number of the newest event that the local verifier has applied

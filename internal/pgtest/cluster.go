@@ -59,7 +59,8 @@ func newCluster(t testing.TB, s *server) *Cluster {
 
 // skipOrFail ends a test that could not start a server. If the programs are missing and
 // WATCHWORD_TEST_POSTGRES_URL is set, skipOrFail skips the test;
-// scripts/prerequisites.sh announces the skipped tests. Otherwise the test fails.
+// scripts/prerequisites.sh announces the skipped tests. In every other case skipOrFail fails the
+// test.
 func skipOrFail(t testing.TB, err error) {
 	t.Helper()
 	if os.Getenv(external) != "" && (errors.Is(err, errNoPostgres) || errors.Is(err, errNoBouncer)) {
@@ -206,7 +207,7 @@ func (s *server) signal(signal syscall.Signal) error {
 // childrenOf lists the children of a process.
 func childrenOf(pid int) (children []int, err error) {
 	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if errors.Is(err, os.ErrNotExist) { // not Linux
+	if errors.Is(err, os.ErrNotExist) { // the system is not Linux
 		list, err = exec.Command("pgrep", "-P", strconv.Itoa(pid)).Output()
 	}
 	if err != nil {

@@ -42,7 +42,7 @@ exit $status`
 // process stands for a program that the tests have started, such as PostgreSQL, and for the
 // program's directory.
 type process struct {
-	shell *exec.Cmd      // runs keeper
+	shell *exec.Cmd      // runs the script keeper
 	hold  io.WriteCloser // keeper's standard input
 	gone  *os.File       // reaches its end when the program and all of its children have ended
 }

@@ -9,7 +9,8 @@ import (
 
 // Candidates returns the words that can stand in place of the last word of a command line, for
 // the completion of a shell: the commands below the command of the earlier words, the flags of
-// that command after a "-", or the values of the flag before. A shell asks at each Tab.
+// that command after a "-", or the values of the flag before. A shell asks the program for the
+// candidates at each press of the key Tab.
 func (s *Settings) Candidates(words []string) (all []string) {
 	node := s.parser.Model.Node
 	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "=" }) // bash makes the = of --flag=value a word

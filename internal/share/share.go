@@ -45,7 +45,7 @@ const (
 	Renewing
 )
 
-// The weights of a place. The peer with the greatest sum of weights loses a place first.
+// A place has one of these weights. The peer with the greatest sum of weights loses a place first.
 const (
 	ordinary = 1
 	stranger = 2

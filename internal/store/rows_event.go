@@ -8,7 +8,7 @@ import (
 // EventKind tells a verifier what to do after an event.
 type EventKind string
 
-// The kinds of events.
+// An event has one of these kinds.
 const (
 	// SessionEnded makes verifiers refuse the access tokens of a session as revoked.
 	SessionEnded EventKind = "session-ended"

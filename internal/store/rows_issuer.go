@@ -47,7 +47,7 @@ func (tx *Tx) CountIssuers(limit int) (n int, err error) {
 }
 
 // InsertIssuer adds an issuer. Errors: ErrExists if the name or the claim `iss` is taken.
-// After ErrExists the transaction may continue.
+// After ErrExists the transaction can continue.
 func (tx *Tx) InsertIssuer(i *Issuer) error {
 	inserted, err := queryColumn[string](tx, `INSERT INTO issuers (`+issuerColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING RETURNING name`,

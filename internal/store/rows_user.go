@@ -11,7 +11,7 @@ import (
 // UserKind is the kind of an account: what the account signs in by.
 type UserKind int
 
-// The kinds of accounts. The zero value is a user.
+// An account has one of these kinds. The zero UserKind stands for a user.
 const (
 	KindUser    UserKind = iota // signs in with a password, and has sessions
 	KindService                 // a service account: signs in with a token of a trusted issuer
@@ -39,7 +39,7 @@ func (k *UserKind) Scan(value any) error {
 // User is a row of the table users: a user or a service account.
 type User struct {
 	ID           string
-	Kind         UserKind // never changes
+	Kind         UserKind // the kind of an account never changes
 	Username     string
 	PasswordHash string // in PHC form; empty for a service account
 	Roles        []string
@@ -123,7 +123,7 @@ func (tx *Tx) AnotherAdmin(id string) (bool, error) {
 }
 
 // InsertUser adds a user. Errors: ErrExists if the id or the name is taken. After
-// ErrExists the transaction may continue.
+// ErrExists the transaction can continue.
 func (tx *Tx) InsertUser(u *User) error {
 	inserted, err := queryColumn[string](tx, `INSERT INTO users (`+userColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING RETURNING id`,

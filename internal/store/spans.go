@@ -35,8 +35,8 @@ func (s *Store) startSpan(ctx context.Context, name string) (context.Context, tr
 }
 
 // startStatement starts the tracing span of a statement on SQLite, below the span in ctx. If ctx
-// is nil, the statement has no span. A statement about a savepoint has no span: nearly every write
-// of a group has a savepoint, and the spans would only fill the trace.
+// is nil, the statement has no span. A statement about a savepoint has no span: many writes of a
+// group have savepoints, and the spans would only fill the trace.
 func startStatement(ctx context.Context, query string) trace.Span {
 	if ctx == nil || !spans.Recorded(ctx) || strings.HasSuffix(query, " member") {
 		return spans.None

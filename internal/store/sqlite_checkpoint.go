@@ -35,7 +35,7 @@ const (
 	// long read makes the log longer, too: while the read lasts, SQLite keeps the log.
 	longestLog = 4 * longLog
 	// fewFrames is the largest number of frames (pages in the log) that the writer moves itself
-	// without delay for its callers: the writer moves them in about a millisecond.
+	// while callers wait for the next write: the writer moves fewFrames in about a millisecond.
 	fewFrames = 64
 	// askAfter is the number of frames, written by the writer, after which afterCommit asks for the
 	// length of the log. Other processes write into the log too.
@@ -63,8 +63,8 @@ func (p *checkpointer) close() {
 }
 
 // afterCommit checks the length of the log after a group of writes, and starts a checkpoint if the
-// log is long. To ask SQLite for the length takes 20 µs, so afterCommit asks when the log can have
-// become long. Only the writer's goroutine calls afterCommit, with the writer's connection.
+// log is long. To ask SQLite for the length takes 20 µs, so afterCommit asks only when the log
+// can have become long. Only the writer's goroutine calls afterCommit, with the writer's connection.
 func (p *checkpointer) afterCommit(c *sqliteConn) {
 	if p.written += c.pagesWritten(); p.written < p.near {
 		return

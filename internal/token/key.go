@@ -25,7 +25,7 @@ import (
 // 3.1, RFC 8037 section 3.1).
 type Algorithm string
 
-// The algorithms for access tokens.
+// Access tokens are signed by one of these algorithms.
 const (
 	EdDSA Algorithm = "EdDSA" // with Ed25519
 	ES256 Algorithm = "ES256" // ECDSA with P-256 and SHA-256

@@ -68,27 +68,27 @@ func IsRole(name string) bool { return len(name) <= maxRole && role.MatchString(
 // Claims holds the claims of an access token (RFC 9068 section 2.2). Every field except
 // SessionID, ClientID, Roles and Actors must have a value.
 type Claims struct {
-	Issuer    string // iss
-	Subject   string // sub, the user's id
-	ID        string // jti
-	SessionID string // sid; empty for a service account, which has no session
-	ClientID  string // client_id, for verifiers that demand the claim; empty: no such claim
-	Username  string // username
+	Issuer    string // the claim iss
+	Subject   string // the claim sub, the user's id
+	ID        string // the claim jti
+	SessionID string // the claim sid; empty for a service account, which has no session
+	ClientID  string // the claim client_id, for verifiers that demand the claim; empty: no such claim
+	Username  string // the claim username
 	Audience  []string
 	Roles     []string
-	IssuedAt  time.Time // iat, in whole seconds
-	ExpiresAt time.Time // exp, in whole seconds, after IssuedAt
-	Version   int64     // ver, the user's token version
-	// Actors holds the services that act for the subject (act, RFC 8693 section 4.1), the
+	IssuedAt  time.Time // the claim iat, in whole seconds
+	ExpiresAt time.Time // the claim exp, in whole seconds, after IssuedAt
+	Version   int64     // the claim ver, the user's token version
+	// Actors holds the services that act for the subject (claim act, RFC 8693 section 4.1), the
 	// service that called last first; at most MaxActors. nil: the subject itself calls.
 	Actors []Actor
 }
 
 // Actor holds a member of the claim act. Every field must have a value.
 type Actor struct {
-	Subject  string // sub, the id of the service account
-	Username string // username
-	Version  int64  // ver, the token version of the service account
+	Subject  string // the member sub, the id of the service account
+	Username string // the member username
+	Version  int64  // the member ver, the token version of the service account
 }
 
 // Sign returns an access token with the claims c. Sign cuts fractions of a second

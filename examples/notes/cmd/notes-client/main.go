@@ -36,8 +36,8 @@ import (
 const (
 	// walkTimeout limits all steps together.
 	walkTimeout = 30 * time.Second
-	// logoutTimeout limits the time until the service knows of a logout. Milliseconds are
-	// ordinary; machines under load are slower.
+	// logoutTimeout limits the time until the service knows of a logout. The time is ordinarily
+	// some milliseconds, and longer on a machine under load.
 	logoutTimeout = 5 * time.Second
 	// pollInterval is the precision of the printed time between the logout and the refusal.
 	pollInterval = 5 * time.Millisecond
