@@ -132,15 +132,16 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	case key == nil, key.public != t.key, latest >= key.until, c.Issuer != trust.issuer:
 		return tokenInvalid
 	// A revocation is kept for as long as the longest-lived token of the issuer. A token with a
-	// longer life would be accepted again after the revocation was deleted.
+	// life longer than maxLifetime would be accepted again after the revocation was deleted.
 	case c.ExpiresAt.Sub(c.IssuedAt) > trust.maxLifetime:
 		return tokenInvalid
 	case len(c.Actors) > 0 && c.IssuedAt.Before(trust.delegatedNotBefore):
 		return tokenInvalid
 	case !forAudience:
 		return audienceMismatch
-	// Only a forger, or a server with a wrong clock, mints a token so far in the future. Such a
-	// token would expire after every revocation of today was deleted.
+	// Only a forger, or a server with a wrong clock, mints a token with an iat further in the
+	// future than the margin. Such a token would expire after every revocation of today was
+	// deleted.
 	case nanosOf(c.IssuedAt) > earliest && nanosOf(c.IssuedAt)-earliest > trust.margin.Nanoseconds():
 		return tokenInvalid
 	case latest >= expires:

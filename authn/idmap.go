@@ -19,9 +19,9 @@ const (
 // (idLength) without a pointer: so a million entries cost the garbage collector nothing, and
 // take about 56 bytes each.
 //
-// A lock of the owner guards the map, see [revocations]. A method with the lock as an argument
-// takes the lock itself, and releases the lock after every 256 entries (batch); the caller must
-// not hold the lock.
+// A lock of the map's owner guards the map, see [revocations]. A method with the lock as an
+// argument takes the lock itself, and releases the lock after every 256 entries (batch); the
+// caller must not hold the lock.
 type idMap[V any] struct {
 	usual map[[idLength]byte]V
 	other map[string]V

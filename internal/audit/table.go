@@ -20,7 +20,7 @@ type tally struct {
 	floor   int64 // the weight that the kind inherited when the kind got a place in the table
 	id      string
 	// displaced is true after another kind has taken the kind's place in the table. The calls
-	// in count then belong to another tally, and the kind's record must be deleted.
+	// in count belong to another tally from then on, and the kind's record must be deleted.
 	displaced bool
 }
 
@@ -34,7 +34,7 @@ func (t *tally) weight() int64 { return t.floor + t.count }
 //
 // Owners: a new owner above maxOwners displaces the owner with the smallest weight and all
 // kinds of that owner. The new owner inherits that weight. So an owner of more than 1/maxOwners
-// of the calls has places, also if the owner came late.
+// of the calls has places in the table, also if the owner came late.
 //
 // Kinds of an owner: while places are free, a new kind takes a place. When all places are
 // taken, the owner with the most kinds loses the lightest kind. So an owner with few kinds

@@ -51,7 +51,7 @@ var (
 	// confirmed the commit. ErrUncertain matches ErrUnavailable.
 	ErrUncertain = fmt.Errorf("%w: outcome unknown", ErrUnavailable)
 	// ErrSchema means that this program cannot work with the database's schema. A newer version
-	// of this program may be able to.
+	// of this program may be able to work with the schema.
 	ErrSchema = errors.New("unknown database schema")
 	// ErrOldSchema means that the schema is missing, or older than this program needs.
 	// [Migrate] brings the schema up to date. ErrOldSchema matches ErrSchema.

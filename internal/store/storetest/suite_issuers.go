@@ -116,7 +116,7 @@ func testBindings(t *testing.T, new func(testing.TB) string) {
 }
 
 // RaiseUsersByID raises the users of an issuer in steps of 100 users; the last step of this test
-// has fewer.
+// has fewer users.
 func testRaiseUsersByID(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	var ids []string
