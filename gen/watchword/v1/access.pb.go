@@ -4,9 +4,9 @@
 // 	protoc        (unknown)
 // source: watchword/v1/access.proto
 
-// The method option (watchword.v1.access) by which a service states which callers are allowed
-// to call each of its methods. This file imports descriptor.proto alone, so that any service
-// can import this file without the rest of Watchword.
+// This file defines the method option (watchword.v1.access), by which a service states which
+// callers are allowed to call each of its methods. The file imports descriptor.proto alone, so that
+// any service can import the file without the rest of Watchword.
 //
 //     import "watchword/v1/access.proto";
 //
@@ -98,7 +98,8 @@ type Access struct {
 	// access token. A token that the call carries is ignored, so the handler of the method gets
 	// no Principal.
 	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
-	// The roles of which the caller's token must carry at least one. Empty: no role is required.
+	// The roles of which the caller's token must carry at least one. If `roles` is empty, no role is
+	// required.
 	Roles []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The token must be for at least one of these audiences (claim `aud`), instead of the
 	// audiences that the verifier of the service requires by default. A token for another

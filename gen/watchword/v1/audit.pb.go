@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: watchword/v1/audit.proto
 
-// The security record: what users, admins and the server have done, and what was refused.
+// This file defines the methods that read the security record: what users, admins and the server
+// have done, and which calls were refused.
 
 package watchwordv1
 
@@ -105,21 +106,21 @@ type Event struct {
 	// Whether the action was done. If `success` is false, the action was refused, for the reason
 	// in `reason`.
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
-	// The reason of a refusal, as in ErrorReason. Empty on success.
+	// The reason of a refusal, as in ErrorReason. `reason` is empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The id of the user that acted. The field `actor_id` is empty for a caller without a valid
 	// token or password, for the command line and for the server itself.
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// The id of the user that the event is about.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The id of the session that the event is about. Empty: no session.
+	// The id of the session that the event is about. Empty for an event about no session.
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The id (`kid`) of the signing key that the event is about. Empty for an event about no key.
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
 	// The address of the client that caused the event; or "cli" for the command line, "server"
 	// for an action of the server by itself, "many" for refusals of several sources that share
-	// one record. For refused calls of an IPv6 client, the client's network of 64 bits, such as
-	// "2001:db8:1:2::/64".
+	// one record. For refused calls of an IPv6 client, `source` is the client's network of 64 bits,
+	// such as "2001:db8:1:2::/64".
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
 	// The number of events that the record stands for. Refused calls of one kind, with the same
 	// users, session and source, share a record for an hour. The number of records about refused
@@ -292,14 +293,15 @@ type ListEventsRequest struct {
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// Selects only events before this moment.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// The largest number of records in the page. Not set: 50. Above 1000: 1000.
+	// The largest number of records in the page: 50 if `page_size` is not set, and at most 1000.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the earlier page. Empty: the first page.
+	// The `next_page_token` of the earlier page. If `page_token` is empty, the response holds the
+	// first page.
 	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Selects only events in which a user that has or had this username acted, or that are about a user
 	// that has or had this username; deleted users too. `user_name` together with `user_id`, or a
-	// username that more than 100 users have had, is INVALID_REQUEST. USER_NOT_FOUND: no user
-	// ever had the username.
+	// username that more than 100 users have had, is INVALID_REQUEST. A username that no user ever
+	// had is USER_NOT_FOUND.
 	UserName      string `protobuf:"bytes,8,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -396,7 +398,7 @@ type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The records of this page.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// The token for the next page. Empty: this page is the last.
+	// The token for the next page. If `next_page_token` is empty, this page is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -465,7 +467,7 @@ type WatchEventsRequest struct {
 	// The field `resume` of the newest message that the client has processed: an opaque text,
 	// from which the server knows where the stream goes on, and the `start_time` of the first
 	// call. The server accepts the text of `resume` only with the filters of the first call.
-	// Empty: a new stream.
+	// If `resume` is empty, a new stream begins.
 	Resume string `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Selects only events in which a user that has or had this username acted, or that are about a user
 	// that has or had this username; as `user_name` of ListEventsRequest.

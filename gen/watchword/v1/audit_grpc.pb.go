@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: watchword/v1/audit.proto
 
-// The security record: what users, admins and the server have done, and what was refused.
+// This file defines the methods that read the security record: what users, admins and the server
+// have done, and which calls were refused.
 
 package watchwordv1
 
@@ -59,9 +60,9 @@ type AuditServiceClient interface {
 	//
 	// The stream ends with OK shortly before the access token expires. The client then calls
 	// WatchEvents again, with a new access token and `resume`. An admin can have 16 streams of
-	// WatchEvents at a replica, and all admins together
-	// 64. When all 64 streams are open, the server ends a stream of the admin with the most
-	// streams, to open a stream for an admin with fewer.
+	// WatchEvents at a replica, and all admins together can have 64 streams at a replica. When all
+	// 64 streams are open, the server ends a stream of the admin with the most streams, to open a
+	// stream for an admin with fewer streams.
 	//
 	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
 	// `start_time` together with `resume`; USER_NOT_FOUND; the errors of a refused access token;
@@ -141,9 +142,9 @@ type AuditServiceServer interface {
 	//
 	// The stream ends with OK shortly before the access token expires. The client then calls
 	// WatchEvents again, with a new access token and `resume`. An admin can have 16 streams of
-	// WatchEvents at a replica, and all admins together
-	// 64. When all 64 streams are open, the server ends a stream of the admin with the most
-	// streams, to open a stream for an admin with fewer.
+	// WatchEvents at a replica, and all admins together can have 64 streams at a replica. When all
+	// 64 streams are open, the server ends a stream of the admin with the most streams, to open a
+	// stream for an admin with fewer streams.
 	//
 	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
 	// `start_time` together with `resume`; USER_NOT_FOUND; the errors of a refused access token;

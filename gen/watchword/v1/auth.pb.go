@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: watchword/v1/auth.proto
 
-// The methods that give out and replace tokens, check access tokens, and end sessions.
+// This file defines the methods that give out and replace tokens, check access tokens, and end
+// sessions.
 
 package watchwordv1
 
@@ -33,7 +34,7 @@ type TokenPair struct {
 	// The refresh token, valid for one Refresh. Keep the refresh token secret. After each
 	// Refresh, use the refresh token of the answer instead of the earlier one.
 	RefreshToken string `protobuf:"bytes,2,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
-	// Always "Bearer".
+	// The type of the access token: always "Bearer".
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// The lifetime of the access token, counted from this answer.
 	ExpiresIn *durationpb.Duration `protobuf:"bytes,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
@@ -321,7 +322,8 @@ type LoginRequest struct {
 	// The password (PRECIS OpaqueString); at most 1024 bytes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The services that the access tokens of the session are for. Each service must be among the
-	// server's --audience, or be `watchword`. Empty: the first --audience alone.
+	// server's --audience, or be `watchword`. If `audience` is empty, the tokens are for the first
+	// --audience alone.
 	//
 	// The audience `watchword` is for administration: the methods of UserService, KeyService,
 	// AuditService and FederationService require the audience `watchword`. Every server issues
@@ -708,7 +710,7 @@ type ExchangeTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The access token: a JWT (RFC 9068), to send as metadata `authorization: Bearer TOKEN`.
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// Always "Bearer".
+	// The type of the access token: always "Bearer".
 	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// The lifetime of the access token, counted from this answer.
 	ExpiresIn     *durationpb.Duration `protobuf:"bytes,3,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
@@ -774,8 +776,9 @@ type DelegateTokenRequest struct {
 	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
 	// The one service that the new token is for.
 	Audience string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
-	// The roles of the new token; each must be a role of `subject_token`. Empty: the roles of
-	// `subject_token`. A delegated token never carries the role `admin`.
+	// The roles of the new token; each must be a role of `subject_token`. If `roles` is empty, the
+	// new token has the roles of `subject_token`. A delegated token never carries the role
+	// `admin`.
 	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -837,7 +840,7 @@ type DelegateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The delegated token: a JWT (RFC 9068) with the claim `act` (RFC 8693, section 4.1).
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// Always "Bearer".
+	// The type of the access token: always "Bearer".
 	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// The lifetime of the access token, counted from this answer.
 	ExpiresIn     *durationpb.Duration `protobuf:"bytes,3,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
@@ -899,7 +902,7 @@ func (x *DelegateTokenResponse) GetExpiresIn() *durationpb.Duration {
 // LogoutRequest names a session by one of its refresh tokens.
 type LogoutRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Any refresh token of the session to end: the newest one or a spent one.
+	// Any refresh token of the session to end: the newest refresh token or a spent refresh token.
 	RefreshToken  string `protobuf:"bytes,1,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -984,8 +987,8 @@ type ChangePasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The current password.
 	CurrentPassword string `protobuf:"bytes,1,opt,name=current_password,json=currentPassword,proto3" json:"current_password,omitempty"`
-	// The new password: --min-password-length characters (15 by default) to 1024 bytes, and none
-	// that attackers guess early (see PASSWORD_TOO_WEAK).
+	// The new password: at least --min-password-length characters (15 by default) and at most 1024
+	// bytes, and no password that attackers guess early (see PASSWORD_TOO_WEAK).
 	NewPassword   string `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: watchword/v1/auth.proto
 
-// The methods that give out and replace tokens, check access tokens, and end sessions.
+// This file defines the methods that give out and replace tokens, check access tokens, and end
+// sessions.
 
 package watchwordv1
 

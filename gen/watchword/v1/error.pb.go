@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/error.proto
 
-// The reasons that a refusal can give.
+// This file defines the reasons that a refusal can give.
 //
 // Every refusal is a gRPC status with a google.rpc.ErrorInfo detail: its `domain` is
 // "watchword", its `reason` is a name of ErrorReason without the prefix ERROR_REASON_. Where an
@@ -33,12 +33,12 @@ const (
 type ErrorReason int32
 
 const (
-	// Never sent.
+	// The server never sends this reason.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
 	// INVALID_ARGUMENT. A field is missing, too long, or breaks a rule; a
 	// google.rpc.BadRequest detail names the field.
 	ErrorReason_ERROR_REASON_INVALID_REQUEST ErrorReason = 1
-	// INVALID_ARGUMENT. The new password does not meet the password policy: it is
+	// INVALID_ARGUMENT. The new password does not meet the password policy: the password is
 	// shorter than --min-password-length, equals the username, repeats a short part,
 	// is made of few common words, names, rows of keys, sequences and repetitions, or
 	// is in --password-list. The message names the broken rule.
@@ -100,10 +100,10 @@ const (
 	// FAILED_PRECONDITION. The change would leave no enabled user with the role
 	// `admin`. Make another user an admin first.
 	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one username
-	// or from one network. The server has not compared the password of this call. After the delay
-	// in the RetryInfo, the server compares another password from the same network, unless the
-	// message says that all times of the next hour are promised to other networks.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords were sent for one
+	// username or from one network. The server has not compared the password of this call. After
+	// the delay in the RetryInfo, the server compares another password from the same network,
+	// unless the message says that all times of the next hour are promised to other networks.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. One of these bounds was exceeded: more
 	// logins at once than the server can hash, a login with a deadline before the end of the

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: watchword/v1/federation.proto
 
-// The issuers of the tokens by which services sign in.
+// This file defines the methods that administer trusted issuers: the issuers of the tokens by which
+// services sign in.
 
 package watchwordv1
 
@@ -46,20 +47,20 @@ type Issuer struct {
 	Keys isIssuer_Keys `protobuf_oneof:"keys"`
 	// The certificates, in PEM, of the CAs that the server trusts when the server fetches the
 	// issuer's keys over HTTPS; at most 24 KiB. If `ca_pem` is empty, the server trusts the CAs
-	// of the operating system. Must be empty with `jwks`.
+	// of the operating system. `ca_pem` must be empty if `jwks` is set.
 	CaPem string `protobuf:"bytes,6,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// The longest lifetime (`exp` less `iat`) of a token of the issuer that ExchangeToken
-	// accepts, in whole seconds; at most 30 days. Not set: one day.
+	// accepts, in whole seconds; at most 30 days. If `max_lifetime` is not set, one day.
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
 	// Whether the server is allowed to fetch the issuer's keys from a private, loopback or
-	// link-local address. Must be false with `jwks`, and true if the URL of the keys (with
-	// `discovery`: `issuer`) has such an address in place of a name.
+	// link-local address. `allow_private` must be false if `jwks` is set, and true if the URL of the
+	// keys (or `issuer`, with `discovery`) has such an address in place of a name.
 	AllowPrivate bool `protobuf:"varint,8,opt,name=allow_private,json=allowPrivate,proto3" json:"allow_private,omitempty"`
 	// When the issuer was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When the issuer was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// The issuer's keys that the replica which answers the call has fetched. Only set in
+	// The issuer's keys that the replica which answers the call has fetched. `fetched` is set only in
 	// responses.
 	Fetched       *IssuerKeys `protobuf:"bytes,11,opt,name=fetched,proto3" json:"fetched,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -217,7 +218,7 @@ type IssuerKeys struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The ids (`kid`) of the keys with which ExchangeToken can verify tokens; at most 100.
 	Kids []string `protobuf:"bytes,1,rep,name=kids,proto3" json:"kids,omitempty"`
-	// When the replica last fetched the keys. Not set: never.
+	// When the replica last fetched the keys. Not set if the replica has never fetched the keys.
 	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
 	// Why the newest fetch of the keys failed. If `error` is empty, the newest fetch succeeded,
 	// or there was no fetch.
@@ -282,7 +283,7 @@ func (x *IssuerKeys) GetError() string {
 // that match, the binding with the most claims names the service account.
 type Binding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 16 random characters of base64url.
+	// The id of the binding: 16 random characters of base64url.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name of the trusted issuer of the tokens.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
@@ -467,17 +468,17 @@ type isBoundClaim_Value interface {
 }
 
 type BoundClaim_StringValue struct {
-	// A string.
+	// The value is a string.
 	StringValue string `protobuf:"bytes,2,opt,name=string_value,json=stringValue,proto3,oneof"`
 }
 
 type BoundClaim_NumberValue struct {
-	// A number.
+	// The value is a number.
 	NumberValue float64 `protobuf:"fixed64,3,opt,name=number_value,json=numberValue,proto3,oneof"`
 }
 
 type BoundClaim_BoolValue struct {
-	// A boolean.
+	// The value is a boolean.
 	BoolValue bool `protobuf:"varint,4,opt,name=bool_value,json=boolValue,proto3,oneof"`
 }
 
@@ -490,7 +491,7 @@ func (*BoundClaim_BoolValue) isBoundClaim_Value() {}
 // CreateIssuerRequest describes the new issuer.
 type CreateIssuerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The issuer.
+	// The new issuer.
 	Issuer        *Issuer `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -628,7 +629,7 @@ func (x *GetIssuerRequest) GetName() string {
 // GetIssuerResponse holds the issuer.
 type GetIssuerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The issuer.
+	// The issuer that was found.
 	Issuer        *Issuer `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -674,9 +675,10 @@ func (x *GetIssuerResponse) GetIssuer() *Issuer {
 // ListIssuersRequest asks for a page of the trusted issuers.
 type ListIssuersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The largest number of issuers in the page. Not set: 50. Above 1000: 1000.
+	// The largest number of issuers in the page: 50 if `page_size` is not set, and at most 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the earlier page. Empty: the first page.
+	// The `next_page_token` of the earlier page. If `page_token` is empty, the response holds the
+	// first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -731,7 +733,7 @@ type ListIssuersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The issuers of this page.
 	Issuers []*Issuer `protobuf:"bytes,1,rep,name=issuers,proto3" json:"issuers,omitempty"`
-	// The token for the next page. Empty: this page is the last.
+	// The token for the next page. If `next_page_token` is empty, this page is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -789,8 +791,8 @@ type UpdateIssuerRequest struct {
 	Issuer *Issuer `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The fields to change, of `jwks`, `jwks_uri`, `discovery`, `ca_pem`, `max_lifetime` and
 	// `allow_private`. If `update_mask` is empty, every field that is set in `issuer` changes, at
-	// least one. `*`: all fields. A new value of `jwks`, `jwks_uri` or `discovery` replaces the
-	// earlier source of the keys.
+	// least one. The mask `*` names all these fields. A new value of `jwks`, `jwks_uri` or
+	// `discovery` replaces the earlier source of the keys.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1064,13 +1066,16 @@ func (x *CreateBindingResponse) GetBinding() *Binding {
 // ListBindingsRequest asks for a page of the bindings.
 type ListBindingsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Lists only bindings of the trusted issuer with this name. Empty: of every issuer.
+	// Lists only bindings of the trusted issuer with this name. If `issuer` is empty, the list has
+	// bindings of every issuer.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Lists only bindings to the service account with this id. Empty: to every service account.
+	// Lists only bindings to the service account with this id. If `user_id` is empty, the list has
+	// bindings to every service account.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The largest number of bindings in the page. Not set: 50. Above 1000: 1000.
+	// The largest number of bindings in the page: 50 if `page_size` is not set, and at most 1000.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the earlier page. Empty: the first page.
+	// The `next_page_token` of the earlier page. If `page_token` is empty, the response holds the
+	// first page.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1139,7 +1144,7 @@ type ListBindingsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The bindings of this page.
 	Bindings []*Binding `protobuf:"bytes,1,rep,name=bindings,proto3" json:"bindings,omitempty"`
-	// The token for the next page. Empty: this page is the last.
+	// The token for the next page. If `next_page_token` is empty, this page is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

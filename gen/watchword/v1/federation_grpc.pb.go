@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: watchword/v1/federation.proto
 
-// The issuers of the tokens by which services sign in.
+// This file defines the methods that administer trusted issuers: the issuers of the tokens by which
+// services sign in.
 
 package watchwordv1
 

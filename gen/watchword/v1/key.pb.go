@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/key.proto
 
-// The keys that sign access tokens.
+// This file defines the methods that administer the keys that sign access tokens.
 
 package watchwordv1
 
@@ -29,7 +29,7 @@ const (
 type KeyState int32
 
 const (
-	// Never sent.
+	// The server never sends this state.
 	KeyState_KEY_STATE_UNSPECIFIED KeyState = 0
 	// The key is published, and does not sign yet.
 	KeyState_KEY_STATE_NEXT KeyState = 1
@@ -103,12 +103,14 @@ type Key struct {
 	State KeyState `protobuf:"varint,3,opt,name=state,proto3,enum=watchword.v1.KeyState" json:"state,omitempty"`
 	// When the key was published to verifiers.
 	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
-	// When the key began or begins to sign access tokens. Not set while this time is not decided.
+	// When the key began or begins to sign access tokens. `signs_from` is not set while the time is
+	// not decided.
 	SignsFrom *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=signs_from,json=signsFrom,proto3" json:"signs_from,omitempty"`
-	// When the key stops signing access tokens. Not set while this time is not decided.
-	SignsUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=signs_until,json=signsUntil,proto3" json:"signs_until,omitempty"`
-	// When verifiers stop accepting the tokens of the key. Not set while this time is not
+	// When the key stops signing access tokens. `signs_until` is not set while the time is not
 	// decided.
+	SignsUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=signs_until,json=signsUntil,proto3" json:"signs_until,omitempty"`
+	// When verifiers stop accepting the tokens of the key. `verifies_until` is not set while the time
+	// is not decided.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -279,8 +281,8 @@ func (x *ListKeysResponse) GetKeys() []*Key {
 // RotateKeyRequest asks for a rotation: another key begins to sign.
 type RotateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The algorithm of the key that will sign, such as "EdDSA". Empty: the algorithm does not
-	// change.
+	// The algorithm of the key that will sign, such as "EdDSA". If `algorithm` is empty, the
+	// algorithm does not change.
 	Algorithm     string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

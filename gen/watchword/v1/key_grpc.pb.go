@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/key.proto
 
-// The keys that sign access tokens.
+// This file defines the methods that administer the keys that sign access tokens.
 
 package watchwordv1
 

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/session.proto
 
-// The sessions of users.
+// This file defines the methods that list and end the sessions of users.
 
 package watchwordv1
 
@@ -27,7 +27,8 @@ const (
 // Session describes one login and the refreshes that followed.
 type Session struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 16 random characters of base64url; the claim `sid` of the session's tokens.
+	// The id of the session: 16 random characters of base64url; the claim `sid` of the session's
+	// tokens.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The user of the session.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -122,11 +123,12 @@ func (x *Session) GetExpiresAt() *timestamppb.Timestamp {
 // ListSessionsRequest asks for a page of the sessions of one user.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user of the sessions. Empty: the caller's own user.
+	// The id of the user with the sessions. If `user_id` is empty, the caller's own sessions.
 	UserId string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The largest number of sessions in the page. Not set: 50. Above 1000: 1000.
+	// The largest number of sessions in the page: 50 if `page_size` is not set, and at most 1000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the earlier page. Empty: the first page.
+	// The `next_page_token` of the earlier page. If `page_token` is empty, the response holds the
+	// first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -188,7 +190,7 @@ type ListSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The live sessions of this page.
 	Sessions []*Session `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	// The token for the next page. Empty: this page is the last.
+	// The token for the next page. If `next_page_token` is empty, this page is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -324,7 +326,7 @@ func (*RevokeSessionResponse) Descriptor() ([]byte, []int) {
 // RevokeUserSessionsRequest names the user with the sessions to end.
 type RevokeUserSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user of the sessions. Empty: the caller's own user.
+	// The id of the user with the sessions. If `user_id` is empty, the caller's own sessions.
 	UserId        string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/session.proto
 
-// The sessions of users.
+// This file defines the methods that list and end the sessions of users.
 
 package watchwordv1
 
@@ -34,9 +34,9 @@ const (
 // the caller's own sessions. A caller with the role `admin` can list and end the sessions of
 // every user, with a token for the audience `watchword` (see LoginRequest).
 //
-// For a user or a session that is not the caller's own, and also for one that does not exist, a
-// caller without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin`
-// and another audience gets AUDIENCE_MISMATCH.
+// For a user or a session that is not the caller's own, and also for a user or a session that does
+// not exist, a caller without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role
+// `admin` and a token for another audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
 type SessionServiceClient interface {
@@ -103,9 +103,9 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 // the caller's own sessions. A caller with the role `admin` can list and end the sessions of
 // every user, with a token for the audience `watchword` (see LoginRequest).
 //
-// For a user or a session that is not the caller's own, and also for one that does not exist, a
-// caller without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin`
-// and another audience gets AUDIENCE_MISMATCH.
+// For a user or a session that is not the caller's own, and also for a user or a session that does
+// not exist, a caller without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role
+// `admin` and a token for another audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
 type SessionServiceServer interface {

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/trust.proto
 
-// Everything that a verifier needs to judge access tokens by itself.
+// This file defines what a verifier needs to judge access tokens by itself.
 
 package watchwordv1
 
@@ -33,7 +33,7 @@ type JsonWebKey struct {
 	Kty string `protobuf:"bytes,1,opt,name=kty,proto3" json:"kty,omitempty"`
 	// The id of the key: the first 16 characters of its RFC 7638 thumbprint.
 	Kid string `protobuf:"bytes,2,opt,name=kid,proto3" json:"kid,omitempty"`
-	// Always "sig".
+	// The use of the key: always "sig".
 	Use string `protobuf:"bytes,3,opt,name=use,proto3" json:"use,omitempty"`
 	// The only algorithm of this key: "EdDSA", "ES256" or "RS256".
 	Alg string `protobuf:"bytes,4,opt,name=alg,proto3" json:"alg,omitempty"`
@@ -245,7 +245,7 @@ type WatchBundleRequest struct {
 	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
 	// The id of the client, by which the server finds the client's reports (ReportWatcher):
 	// random bytes that the client keeps secret, the same for every stream of the client; at most
-	// 32 bytes. Empty: the client reports nothing.
+	// 32 bytes. `watcher` is empty if the client reports nothing.
 	Watcher       []byte `protobuf:"bytes,2,opt,name=watcher,proto3" json:"watcher,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -620,9 +620,10 @@ func (*ReportWatcherResponse) Descriptor() ([]byte, []int) {
 // ListWatchersRequest asks for a page of the watchers, the clients of WatchBundle.
 type ListWatchersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The largest number of watchers in the page. Not set: 50. Above 1000: 1000.
+	// The largest number of watchers in the page: 50 if `page_size` is not set, and at most 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the earlier page. Empty: the first page.
+	// The `next_page_token` of the earlier page. If `page_token` is empty, the response holds the
+	// first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -677,12 +678,13 @@ type ListWatchersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The watchers of this page.
 	Watchers []*Watcher `protobuf:"bytes,1,rep,name=watchers,proto3" json:"watchers,omitempty"`
-	// The token for the next page. Empty: this page is the last.
+	// The token for the next page. If `next_page_token` is empty, this page is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Every replica of the server. Each page has the whole list.
+	// Every replica of the server. Each page has the whole list of replicas.
 	Replicas []*Replica `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	// The client certificates that had a stream of WatchBundle in the last day, and have no
-	// stream now: at most 1000 certificates, the latest first. Each page has the whole list.
+	// stream now: at most 1000 certificates, the latest first. Each page has the whole list of
+	// certificates.
 	Absent []*AbsentCertificate `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"`
 	// The number of the newest event in the database. Every key change and every
 	// revocation is an event.
@@ -778,7 +780,7 @@ type Watcher struct {
 	// The id of the replica that serves the stream, as `id` of Replica.
 	Replica string `protobuf:"bytes,7,opt,name=replica,proto3" json:"replica,omitempty"`
 	// The number of the newest event in the database that the watcher has applied, by the
-	// watcher's last report. 0: unknown.
+	// watcher's last report; 0 if the number is unknown.
 	Position int64 `protobuf:"varint,8,opt,name=position,proto3" json:"position,omitempty"`
 	// The number of events that the watcher has not applied yet: those after `position`, up to
 	// the newest event in the database.
@@ -1193,7 +1195,8 @@ type TrustState struct {
 	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
 	// A delegated token (claim `act`) with a claim `iat` before this moment is not trusted:
 	// RevokeKey has withdrawn a key, and with a token forged by that key, a thief may have got
-	// delegated tokens that another key has signed. Not set: every `iat` is accepted.
+	// delegated tokens that another key has signed. If `delegated_not_before` is not set, every `iat`
+	// is accepted.
 	DelegatedNotBefore *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=delegated_not_before,json=delegatedNotBefore,proto3" json:"delegated_not_before,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1275,7 +1278,7 @@ func (x *TrustState) GetDelegatedNotBefore() *timestamppb.Timestamp {
 // validity.
 type VerificationKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key.
+	// The public key.
 	Key *JsonWebKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The end of the key's validity: verifiers accept no token signed by the key after this
 	// moment. If `verifies_until` is not set, the key can still sign tokens, so the end is not
@@ -1474,7 +1477,7 @@ type SnapshotChunk struct {
 	// The users with a raised version number. Verifiers refuse an access token of a listed user with
 	// an earlier version number, as TOKEN_REVOKED or TOKEN_STALE.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
-	// True: this chunk completes the snapshot.
+	// If `last` is true, this chunk completes the snapshot.
 	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1542,7 +1545,8 @@ func (x *SnapshotChunk) GetLast() bool {
 // the trust state has changed.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The trust state from now on. Not set: the earlier trust state stays in force.
+	// The trust state from now on. If `trust_state` is not set, the earlier trust state stays in
+	// force.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// The sessions that have ended. Verifiers refuse the access tokens of these sessions.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
@@ -1766,7 +1770,7 @@ func (x *ServerTimes) GetLatest() *timestamppb.Timestamp {
 // GetTimeRequest asks for the server's times.
 type GetTimeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Any bytes, at most 64. The response repeats the nonce, so that the verifier recognizes a
+	// Any bytes, at most 64 bytes. The response repeats the nonce, so that the verifier recognizes a
 	// response to an earlier request.
 	Nonce         []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields

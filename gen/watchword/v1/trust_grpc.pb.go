@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/trust.proto
 
-// Everything that a verifier needs to judge access tokens by itself.
+// This file defines what a verifier needs to judge access tokens by itself.
 
 package watchwordv1
 
@@ -59,7 +59,7 @@ type TrustServiceClient interface {
 	// serve another client. When as many streams are open as the server allows, the server ends a
 	// stream of the client network or client certificate with the most streams, to serve a new
 	// client. The server ends the streams of clients with a certificate, or with a `resume` that
-	// the server knows, later than the streams of others.
+	// the server knows, later than the streams of other clients.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
 	// ReportWatcher tells the server to which service a watcher (a client of WatchBundle) belongs
 	// and which events the watcher has applied, for ListWatchers. The first message holds the
@@ -200,7 +200,7 @@ type TrustServiceServer interface {
 	// serve another client. When as many streams are open as the server allows, the server ends a
 	// stream of the client network or client certificate with the most streams, to serve a new
 	// client. The server ends the streams of clients with a certificate, or with a `resume` that
-	// the server knows, later than the streams of others.
+	// the server knows, later than the streams of other clients.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
 	// ReportWatcher tells the server to which service a watcher (a client of WatchBundle) belongs
 	// and which events the watcher has applied, for ListWatchers. The first message holds the

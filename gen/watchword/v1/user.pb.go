@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/user.proto
 
-// Users, service accounts and their rights.
+// This file defines the methods that administer users, service accounts and their rights.
 
 package watchwordv1
 
@@ -211,18 +211,18 @@ type CreateUserRequest struct {
 	// The username; at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
 	// The first password of the user: at least --min-password-length characters (15 by default)
-	// and at most 1024 bytes, and none that attackers guess early (see PASSWORD_TOO_WEAK). Empty
-	// for a service account.
+	// and at most 1024 bytes, and no password that attackers guess early (see PASSWORD_TOO_WEAK).
+	// `password` is empty for a service account.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The roles of the new account. An account can be without roles.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
-	// The kind of the account. Not set: USER_KIND_USER.
+	// The kind of the account. If `kind` is not set, the new account is a user.
 	Kind UserKind `protobuf:"varint,4,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// The audiences that stand for a new service account, as `audiences` of User; at most 32. Empty
-	// for a user.
+	// The audiences that stand for a new service account, as `audiences` of User; at most 32
+	// audiences. `audiences` is empty for a user.
 	Audiences []string `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
 	// The audiences for which a new service account is allowed to delegate tokens, as
-	// `delegates_to` of User; at most 32. Empty for a user.
+	// `delegates_to` of User; at most 32 audiences. `delegates_to` is empty for a user.
 	DelegatesTo   []string `protobuf:"bytes,6,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -436,7 +436,7 @@ func (*GetUserRequest_Username) isGetUserRequest_Key() {}
 // GetUserResponse holds the user that was found.
 type GetUserResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user.
+	// The user that was found.
 	User          *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -482,11 +482,12 @@ func (x *GetUserResponse) GetUser() *User {
 // ListUsersRequest asks for a page of the accounts.
 type ListUsersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The largest number of users in the page. Not set: 50. Above 1000: 1000.
+	// The largest number of users in the page: 50 if `page_size` is not set, and at most 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the earlier page. Empty: the first page.
+	// The `next_page_token` of the earlier page. If `page_token` is empty, the response holds the
+	// first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Lists only accounts of this kind. Not set: accounts of every kind.
+	// Lists only accounts of this kind. If `kind` is not set, the list has accounts of every kind.
 	Kind          UserKind `protobuf:"varint,3,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -548,7 +549,7 @@ type ListUsersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The users and service accounts of this page.
 	Users []*User `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"`
-	// The token for the next page. Empty: this page is the last.
+	// The token for the next page. If `next_page_token` is empty, this page is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -604,8 +605,9 @@ type UpdateUserRequest struct {
 	// The `id` of the account to change, and the new values of the fields in `update_mask`.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// The fields to change, of `username`, `roles`, `disabled`, `audiences` and `delegates_to`.
-	// If `update_mask` is empty, every field that is set in `user` changes, at least one. `*`:
-	// all five fields. If no field would change its value, the call succeeds and writes nothing.
+	// If `update_mask` is empty, every field that is set in `user` changes, at least one. The mask
+	// `*` names all five fields. If no field would change its value, the call succeeds and writes
+	// nothing.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -790,7 +792,7 @@ type SetPasswordRequest struct {
 	// The user's id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The new password: at least --min-password-length characters (15 by default) and at most
-	// 1024 bytes, and none that attackers guess early (see PASSWORD_TOO_WEAK).
+	// 1024 bytes, and no password that attackers guess early (see PASSWORD_TOO_WEAK).
 	Password      string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

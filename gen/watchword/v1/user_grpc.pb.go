@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/user.proto
 
-// Users, service accounts and their rights.
+// This file defines the methods that administer users, service accounts and their rights.
 
 package watchwordv1
 
@@ -60,8 +60,8 @@ type UserServiceClient interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size.
 	ListUsers(ctx context.Context, in *ListUsersRequest, opts ...grpc.CallOption) (*ListUsersResponse, error)
 	// UpdateUser changes the name, the roles, whether the user is disabled, or the audiences
-	// of a service account (AIP-134). Disabling ends every session. Enabling restores no
-	// session.
+	// of a service account (AIP-134). Disabling a user ends every session of the user. Enabling a
+	// user restores no session.
 	//
 	// Errors: INVALID_REQUEST, also for a change of the kind and for audiences of a user;
 	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
@@ -178,8 +178,8 @@ type UserServiceServer interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size.
 	ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error)
 	// UpdateUser changes the name, the roles, whether the user is disabled, or the audiences
-	// of a service account (AIP-134). Disabling ends every session. Enabling restores no
-	// session.
+	// of a service account (AIP-134). Disabling a user ends every session of the user. Enabling a
+	// user restores no session.
 	//
 	// Errors: INVALID_REQUEST, also for a change of the kind and for audiences of a user;
 	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the

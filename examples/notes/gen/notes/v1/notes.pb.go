@@ -28,13 +28,13 @@ const (
 // Note is one note on the board.
 type Note struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Counts up from 1, without gaps.
+	// The id of the note: ids count up from 1, without gaps.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The author's name when the note was written. Names can change.
+	// The author's name when the note was written. The name of a user can change.
 	Author string `protobuf:"bytes,2,opt,name=author,proto3" json:"author,omitempty"`
 	// The author's user id, which never changes.
 	AuthorId string `protobuf:"bytes,3,opt,name=author_id,json=authorId,proto3" json:"author_id,omitempty"`
-	// The text.
+	// The text of the note.
 	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
 	// When the note was added.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -147,7 +147,7 @@ func (*AboutRequest) Descriptor() ([]byte, []int) {
 // AboutResponse describes the service.
 type AboutResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A text for people.
+	// A description of the service, for people.
 	Description   string `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -230,7 +230,7 @@ func (*ListNotesRequest) Descriptor() ([]byte, []int) {
 // ListNotesResponse holds the notes.
 type ListNotesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The oldest first.
+	// The notes, the oldest first.
 	Notes         []*Note `protobuf:"bytes,1,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -276,7 +276,7 @@ func (x *ListNotesResponse) GetNotes() []*Note {
 // AddNoteRequest describes the new note.
 type AddNoteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The text: 1 to 1024 bytes.
+	// The text of the note: 1 to 1024 bytes.
 	Text          string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -368,7 +368,7 @@ func (x *AddNoteResponse) GetNote() *Note {
 // SearchNotesRequest describes what to find.
 type SearchNotesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The word.
+	// The word to find.
 	Word          string `protobuf:"bytes,1,opt,name=word,proto3" json:"word,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,11 +414,12 @@ func (x *SearchNotesRequest) GetWord() string {
 // SearchNotesResponse holds the notes that were found.
 type SearchNotesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The oldest first.
+	// The notes that have the word, the oldest first.
 	Notes []*Note `protobuf:"bytes,1,rep,name=notes,proto3" json:"notes,omitempty"`
 	// The user, as the service search has seen the subject of the call.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
-	// The service that called on behalf of the user, as the service search has seen it.
+	// The service that called on behalf of the user, as the service search has seen the actor of the
+	// call.
 	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

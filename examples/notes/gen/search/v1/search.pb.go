@@ -24,12 +24,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// FindRequest holds the texts.
+// FindRequest holds the word and the texts.
 type FindRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The word to find; capital and small letters are the same.
 	Word string `protobuf:"bytes,1,opt,name=word,proto3" json:"word,omitempty"`
-	// The texts.
+	// The texts in which to find the word.
 	Texts         []string `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -82,7 +82,7 @@ func (x *FindRequest) GetTexts() []string {
 // FindResponse names the texts that have the word.
 type FindResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The places of the texts in the request, from 0 on.
+	// The places of the texts that have the word, in the list of the request, from 0 on.
 	Places []int32 `protobuf:"varint,1,rep,packed,name=places,proto3" json:"places,omitempty"`
 	// The subject of the call's token: the user.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`

@@ -28,8 +28,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SearchService finds words in texts. It is called by a service on behalf of a user, and asks
-// for a valid token as any guarded service does.
+// SearchService finds words in texts. Another service calls SearchService on behalf of a user, and
+// SearchService asks for a valid token as any guarded service does.
 type SearchServiceClient interface {
 	// Find finds the texts that have a word.
 	//
@@ -59,8 +59,8 @@ func (c *searchServiceClient) Find(ctx context.Context, in *FindRequest, opts ..
 // All implementations must embed UnimplementedSearchServiceServer
 // for forward compatibility.
 //
-// SearchService finds words in texts. It is called by a service on behalf of a user, and asks
-// for a valid token as any guarded service does.
+// SearchService finds words in texts. Another service calls SearchService on behalf of a user, and
+// SearchService asks for a valid token as any guarded service does.
 type SearchServiceServer interface {
 	// Find finds the texts that have a word.
 	//
