@@ -34,11 +34,11 @@ import (
 //
 // Errors are gRPC statuses with an ErrorInfo: those of [Verifier.UnaryServerInterceptor].
 func (v *Verifier) Authorize(ctx context.Context, fullMethod string, authorization []string) (context.Context, error) {
-	admitted, err := v.guard(ctx, fullMethod, func(context.Context) []string { return authorization })
-	if err != nil {
+	admitted, err := v.guard(withIncoming(ctx, authorization), fullMethod)
+	if err != nil { // else the caller would get an interface with a nil pointer, and not nil
 		return nil, err
 	}
-	return withIncoming(admitted, authorization), nil
+	return admitted, nil
 }
 
 // AuthorizeByRule checks a call as [Verifier.Authorize] does, by the access rule that the program
@@ -53,24 +53,18 @@ func (v *Verifier) AuthorizeByRule(ctx context.Context, access *watchwordv1.Acce
 	if err := checkAccess(access); err != nil {
 		return nil, misused(err)
 	}
-	r := ruleOf(access)
-	admitted, err := v.admit(ctx, fullMethod, r, func(context.Context) []string { return authorization })
+	admitted, err := v.guardBy(withIncoming(ctx, authorization), fullMethod, ruleOf(access))
 	if err != nil {
-		noteRefusal(ctx, err)
 		return nil, err
 	}
-	return withIncoming(admitted, authorization), nil
+	return admitted, nil
 }
 
-// withIncoming returns ctx, the context of an admitted call, with authorization in place of the
-// values that [incoming] finds. The package tokensource sends on the token that incoming finds,
-// which must be the token of ctx's principal: ctx may come from a handler that grpc-go has called
-// with another token. Without a principal, in a public method, tokensource sends on no token, and
-// ctx stays as it is.
+// withIncoming returns ctx with authorization in place of the values of the metadata
+// "authorization". The handler's context must have the token that was checked, since the package
+// tokensource sends on the token of the context: ctx may come from a handler that grpc-go has
+// called with another token.
 func withIncoming(ctx context.Context, authorization []string) context.Context {
-	if _, guarded := FromContext(ctx); !guarded {
-		return ctx
-	}
 	md, _ := metadata.FromIncomingContext(ctx) // returns a copy, which withIncoming can change
 	if md == nil {
 		md = metadata.MD{}

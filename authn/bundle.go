@@ -60,7 +60,7 @@ type bundle struct {
 // authentic holds a token with a good form and a good signature. [bundle.judge] decides whether
 // the token is accepted.
 type authentic struct {
-	principal *Principal
+	principal Principal
 	key       *token.PublicKey
 	accepted  atomic.Pointer[judgement] // the latest judgement that has accepted the token; nil: no judgement has
 	own       bool                      // true if the token is for the audience of WithAudience
@@ -99,7 +99,7 @@ func (b *bundle) authenticate(raw string) (*authentic, watchwordv1.ErrorReason) 
 	if err != nil || used == nil {
 		return nil, tokenInvalid
 	}
-	return &authentic{principal: &Principal{claims: *claims}, key: used}, accepted
+	return &authentic{principal: Principal{claims: *claims}, key: used}, accepted
 }
 
 // stillAccepted reports whether the last judgement of a token still holds. Nearly every

@@ -278,13 +278,13 @@ func TestLookUpsDuringEvictions(t *testing.T) {
 			names = append(names, raw)
 		}
 	}
-	c.put(kept, &authentic{principal: &Principal{claims: token.Claims{ID: kept}}})
+	c.put(kept, &authentic{principal: Principal{claims: token.Claims{ID: kept}}})
 	var writers, readers sync.WaitGroup
 	for w := range 2 {
 		writers.Go(func() {
 			for _, raw := range names[w*each : (w+1)*each] {
 				c.get(kept) // a busy token, which no eviction takes
-				c.put(raw, &authentic{principal: &Principal{claims: token.Claims{ID: raw}}})
+				c.put(raw, &authentic{principal: Principal{claims: token.Claims{ID: raw}}})
 			}
 		})
 	}

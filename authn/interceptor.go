@@ -78,44 +78,45 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	v.takenUnary.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		ctx, err := v.guard(ctx, info.FullMethod, incoming)
+		admitted, err := v.guard(ctx, info.FullMethod)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := handler(ctx, req)
-		return resp, refusal.WithoutMethod(ctx, err, info.FullMethod)
+		resp, err := handler(admitted, req)
+		return resp, refusal.WithoutMethod(admitted, err, info.FullMethod)
 	}
-}
-
-// incoming returns the values of the metadata "authorization" of a call to a server of grpc-go.
-func incoming(ctx context.Context) []string {
-	return metadata.ValueFromIncomingContext(ctx, "authorization")
 }
 
 // guard checks a call against the access rule of the method, and returns the context for
-// the handler. guard notes the result on the span of the call. values returns the values of the
-// metadata "authorization"; a call of a public method does not need the values.
+// the handler. ctx has the metadata of the call.
 //
 // Errors: see [Verifier.UnaryServerInterceptor].
-func (v *Verifier) guard(ctx context.Context, full string, values func(context.Context) []string) (context.Context, error) {
+func (v *Verifier) guard(ctx context.Context, full string) (*handlerContext, error) {
 	r, err := v.access.of(full)
 	if err != nil {
-		err = v.withoutRule(err)
-	} else {
-		var admitted context.Context
-		if admitted, err = v.admit(ctx, full, r, values); err == nil {
-			return admitted, nil
-		}
+		return nil, noted(ctx, v.withoutRule(err))
 	}
-	noteRefusal(ctx, err)
-	return nil, err
+	return v.guardBy(ctx, full, r)
 }
 
-// noteRefusal notes on the span of a call why the call was refused.
-func noteRefusal(ctx context.Context, err error) {
+// guardBy checks a call against the rule r, as [Verifier.guard] does.
+func (v *Verifier) guardBy(ctx context.Context, full string, r *rule) (*handlerContext, error) {
+	if r.public {
+		return &handlerContext{Context: ctx, call: refusal.Call{Method: full}}, nil
+	}
+	t, err := v.admit(ctx, full, r)
+	if err != nil {
+		return nil, noted(ctx, err)
+	}
+	return &handlerContext{ctx, t, refusal.Call{Method: full}}, nil
+}
+
+// noted returns err, after noting on the span of the call why the call was refused.
+func noted(ctx context.Context, err error) error {
 	if spans.Recorded(ctx) {
 		spans.Refused(ctx, refusal.Outcome(err))
 	}
+	return err
 }
 
 // withoutRule returns the status of a call for which [accessRules.of] has found no rule.
@@ -129,16 +130,14 @@ func (v *Verifier) withoutRule(err error) error {
 	return status.Error(codes.Internal, "internal error")
 }
 
-// admit checks a call against the rule r, and returns the context for the handler. full is the
-// name of the method, for errors.
-func (v *Verifier) admit(ctx context.Context, full string, r *rule, values func(context.Context) []string) (context.Context, error) {
-	if r.public {
-		return withPrincipal(ctx, full, nil), nil
-	}
-	p, err := v.verifyIncoming(ctx, full, values(ctx), cmp.Or(r.audience, &v.audience))
+// admit checks a call against the rule r, which is not public, and returns the call's token. full
+// is the name of the method, for errors.
+func (v *Verifier) admit(ctx context.Context, full string, r *rule) (*authentic, error) {
+	t, err := v.verifyIncoming(ctx, full, cmp.Or(r.audience, &v.audience))
 	if err != nil {
 		return nil, err
 	}
+	p := &t.principal
 	if r.unknown { // after the token is verified, so that a caller without a token learns nothing, and writes nothing to the log
 		v.reportFault(fmt.Errorf("%s: this program has no descriptor of the method", full))
 		return nil, status.Error(codes.PermissionDenied, "the service has no access rule for this method")
@@ -158,22 +157,24 @@ func (v *Verifier) admit(ctx context.Context, full string, r *rule, values func(
 			fmt.Sprintf("the method needs one of the roles %q, and the caller has %q", r.roles, p.claims.Roles)).Err()
 		return nil, &callerRefusal{err, p}
 	}
-	return withPrincipal(ctx, full, p), nil
+	return t, nil
 }
 
-// verifyIncoming verifies the token of an incoming call for an audience. values has the call's
-// metadata "authorization". The error of a refused call names `method`.
-func (v *Verifier) verifyIncoming(ctx context.Context, method string, values []string, want *audience) (*Principal, error) {
+// verifyIncoming verifies the token of an incoming call for an audience. The error of a refused call
+// names `method`.
+func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audience) (*authentic, error) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	raw, ok := token.Bearer(values)
 	if ok {
-		p, reason, cached := v.verify(raw, want)
+		t, reason, cached := v.verify(raw, want)
 		switch reason {
 		case accepted:
 			if !cached { // a call with a cached token, the common case, does not look up the span
 				trace.SpanFromContext(ctx).SetAttributes(byCheck)
 			}
-			return p, nil
+			return t, nil
 		case audienceMismatch:
+			p := &t.principal
 			v.compared.write(slog.LevelInfo, "refused a call: the access token is for another audience",
 				"method", method, "subject", p.Subject(), "token_audience", p.claims.Audience, "any_of", want.names)
 			return nil, refusal.Status(codes.Unauthenticated, reason, method,

@@ -28,7 +28,7 @@ type meeting struct {
 func (m *meeting) token() *authentic {
 	now := time.Now()
 	m.number++
-	return &authentic{principal: &Principal{claims: token.Claims{
+	return &authentic{principal: Principal{claims: token.Claims{
 		Issuer: "i", Subject: fmt.Sprintf("user-%d", m.number), SessionID: fmt.Sprintf("session-%8d", m.number), Audience: []string{"a"},
 		IssuedAt: now, ExpiresAt: now.Add(time.Minute), Version: 7,
 	}}, key: m.key}

@@ -146,19 +146,13 @@ func FromContext(ctx context.Context) (p *Principal, ok bool) {
 	return p, p != nil
 }
 
-// withPrincipal returns the context for a handler of a method. p is nil for a public method. A
-// nil p hides the principal of an outer call in the same process, so that a public method never
-// acts in the name of the outer caller.
-func withPrincipal(ctx context.Context, method string, p *Principal) context.Context {
-	return &handlerContext{ctx, p, refusal.Call{Method: method}}
-}
-
-// handlerContext is the context of a handler, with the principal and the called method in one
-// allocation.
+// handlerContext is the context of a handler, with the caller and the called method in one
+// allocation. token is nil for a public method. A nil token hides the principal of an outer call
+// in the same process, so that a public method never acts in the name of the outer caller.
 type handlerContext struct {
 	context.Context
-	principal *Principal
-	call      refusal.Call
+	token *authentic
+	call  refusal.Call
 }
 
 // Value returns the principal or the called method for the key of each, and otherwise the value
@@ -166,7 +160,10 @@ type handlerContext struct {
 func (c *handlerContext) Value(key any) any {
 	switch key.(type) {
 	case principalKey:
-		return c.principal
+		if c.token == nil {
+			return nil
+		}
+		return &c.token.principal
 	case refusal.CallKey:
 		return &c.call
 	}

@@ -30,7 +30,7 @@ type Status struct {
 	CachedTokens, CacheBytes int
 	// AcceptedCached is the number of accepted tokens that were found in the cache, and
 	// AcceptedChecked the number of tokens accepted after a check of the signature. The token
-	// of an open stream is counted twice a second. AcceptedCached is zero without
+	// of a stream is counted when the stream begins. AcceptedCached is zero without
 	// [WithMeterProvider], because the count costs each call some nanoseconds.
 	AcceptedCached, AcceptedChecked uint64
 	// Checked is the number of tokens that were parsed, with a check of the signature, because

@@ -2,6 +2,8 @@ package authn
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -11,8 +13,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// judgeEvery is the time between two checks of the token of an open stream. A check takes some
-// hundred nanoseconds.
+// judgeEvery is the time between two checks of the tokens of all open streams. The check of one
+// token takes some dozen nanoseconds; some hundred after a message of the trust bundle.
 const judgeEvery = 500 * time.Millisecond
 
 // StreamServerInterceptor returns the interceptor for streaming calls. StreamServerInterceptor
@@ -36,35 +38,95 @@ const judgeEvery = 500 * time.Millisecond
 func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	v.takenStream.Store(true)
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		ctx, err := v.guard(stream.Context(), info.FullMethod, incoming)
+		admitted, err := v.guard(stream.Context(), info.FullMethod)
 		if err != nil {
 			return err
 		}
-		if _, guarded := FromContext(ctx); !guarded {
-			return refusal.WithoutMethod(ctx, handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
+		if admitted.token == nil { // a public method
+			return refusal.WithoutMethod(admitted, handler(srv, &guardedStream{ServerStream: stream, ctx: admitted}), info.FullMethod)
 		}
-		ctx, cancel := context.WithCancelCause(ctx)
+		ctx, cancel := context.WithCancelCause(admitted)
 		defer cancel(nil)
-		s := &guardedStream{ServerStream: stream, ctx: ctx}
+		s := &guardedStream{ServerStream: stream, ctx: ctx, doubted: make(chan struct{}, 1)}
+		s.token.Store(admitted.token)
 		call := detach.Go(func() error { return handler(srv, s) })
-		judge := time.NewTicker(judgeEvery)
-		defer judge.Stop()
+		v.open.add(s)
+		defer v.open.remove(s)
 		for {
 			select {
 			case <-call.Done():
 				return refusal.WithoutMethod(ctx, call.Result(), info.FullMethod)
-			case <-judge.C:
+			case <-s.doubted:
 			}
-			if _, err := v.guard(ctx, info.FullMethod, incoming); err != nil {
-				s.refused.Store(&err)
-				cancel(err)
-				call.Leave(func(panicked any, stack []byte) {
-					v.bundle.log.Error("a handler panicked after its stream was ended",
-						"method", info.FullMethod, "panic", panicked, "stack", string(stack))
-				})
-				return err
+			again, err := v.guard(ctx, info.FullMethod)
+			if err == nil { // a new trust state has replaced the key object of the earlier check
+				s.token.Store(again.token)
+				continue
 			}
+			s.refused.Store(&err)
+			cancel(err)
+			call.Leave(func(panicked any, stack []byte) {
+				v.bundle.log.Error("a handler panicked after its stream was ended",
+					"method", info.FullMethod, "panic", panicked, "stack", string(stack))
+			})
+			return err
 		}
+	}
+}
+
+// openStreams holds the open streams of a verifier, and judges the tokens of the streams twice
+// a second. One timer serves all streams, and runs while a stream is open.
+type openStreams struct {
+	bundle *bundle
+
+	mu      sync.Mutex // guards the fields below, and guardedStream.index
+	streams []*guardedStream
+	running bool // a timer runs that will call judge
+}
+
+// add adds a stream, until remove.
+func (o *openStreams) add(s *guardedStream) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.index = len(o.streams)
+	o.streams = append(o.streams, s)
+	if !o.running {
+		o.running = true
+		time.AfterFunc(judgeEvery, o.judge)
+	}
+}
+
+// remove removes a stream that add has added.
+func (o *openStreams) remove(s *guardedStream) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	last := o.streams[len(o.streams)-1]
+	last.index, o.streams[s.index] = s.index, last
+	o.streams[len(o.streams)-1] = nil
+	o.streams = o.streams[:len(o.streams)-1]
+}
+
+// judge sends to the channel doubted of each stream with a token that is no longer accepted.
+// The goroutine of the stream then verifies the token, as for a new call.
+func (o *openStreams) judge() {
+	o.mu.Lock()
+	streams := slices.Clone(o.streams) // streams begin and end while judge judges
+	o.mu.Unlock()
+	for _, s := range streams {
+		if t := s.token.Load(); o.bundle.stillAccepted(t) || o.bundle.judge(t, true) == accepted {
+			continue
+		}
+		select {
+		case s.doubted <- struct{}{}:
+		default:
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.running = len(o.streams) > 0; o.running {
+		time.AfterFunc(judgeEvery, o.judge)
+	} else {
+		o.streams = nil // after very many streams, the slice takes much memory
 	}
 }
 
@@ -75,6 +137,11 @@ type guardedStream struct {
 	grpc.ServerStream
 	ctx     context.Context
 	refused atomic.Pointer[error] // nil until the interceptor ends the stream
+
+	// The fields below have a value only if the method is not public.
+	token   atomic.Pointer[authentic] // the token that [openStreams.judge] judges
+	doubted chan struct{}             // gets an element when token is no longer accepted
+	index   int                       // in openStreams.streams; openStreams.mu guards index
 }
 
 // Context returns the handler's context, with the principal.

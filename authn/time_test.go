@@ -284,7 +284,7 @@ func (u *universe) mint() {
 	if err != nil {
 		u.rt.Fatal(err)
 	}
-	i.authentic = &authentic{principal: &Principal{claims: *claims}}
+	i.authentic = &authentic{principal: Principal{claims: *claims}}
 	u.tokens = append(u.tokens, i)
 }
 

@@ -72,6 +72,7 @@ type Verifier struct {
 	access   *accessRules
 	bundle   *bundle
 	cache    *cache
+	open     openStreams
 	counters counters
 	faults   rareLog // logs access rules that cannot be used
 	compared rareLog // logs what was compared for calls refused because of their audience or roles
@@ -130,7 +131,7 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes, c.meters != nil), keeper: k}
+	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes, c.meters != nil), open: openStreams{bundle: b}, keeper: k}
 	v.faults, v.compared = rareLog{log: c.log, pause: time.Minute}, rareLog{log: c.log, pause: time.Second}
 	if v.unregister, err = meter.Register(c.meters, scope, c.attributes, v.Status, instruments); err != nil {
 		b.fresh.close()
@@ -212,25 +213,23 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audie
 	case !want.any && (len(want.names) == 0 || slices.Contains(want.names, "")):
 		return nil, refuse(invalidRequest, method, refusal.BadField("audience", "is empty"))
 	}
-	p, reason, _ := v.verify(token, want)
+	t, reason, _ := v.verify(token, want)
 	if reason != accepted {
 		return nil, refuse(reason, method)
 	}
-	return p, nil
+	return &t.principal, nil
 }
 
 // verify verifies a token, from the header of a call or from an argument. Every check of a
-// token goes through verify, so verify counts the refused tokens by reason. verify returns a
-// principal also for AUDIENCE_MISMATCH, for the message of the refusal. cached is true if the
+// token goes through verify, so verify counts the refused tokens by reason. verify returns the
+// token also for AUDIENCE_MISMATCH, for the message of the refusal. cached is true if the
 // token was accepted without checking the signature.
-func (v *Verifier) verify(raw string, want *audience) (p *Principal, reason watchwordv1.ErrorReason, cached bool) {
-	t := v.cache.get(raw)
+func (v *Verifier) verify(raw string, want *audience) (t *authentic, reason watchwordv1.ErrorReason, cached bool) {
 	reason = tokenInvalid
-	if t != nil {
-		p = t.principal
+	if t = v.cache.get(raw); t != nil {
 		forAudience := v.isFor(t, want)
 		if forAudience && v.bundle.stillAccepted(t) {
-			return t.principal, accepted, true
+			return t, accepted, true
 		}
 		if reason = v.bundle.judge(t, forAudience); reason != accepted {
 			v.counters.foundRefused.Add(1)
@@ -239,22 +238,20 @@ func (v *Verifier) verify(raw string, want *audience) (p *Principal, reason watc
 	}
 	if reason == tokenInvalid { // the token is not cached, or is cached with a key object that a new trust state has replaced
 		v.counters.checked.Add(1)
-		checked, why := v.bundle.authenticate(raw)
-		if reason = why; reason == accepted {
-			p = checked.principal
-			checked.own = v.audience.accepts(checked.principal.claims.Audience)
-			reason = v.bundle.judge(checked, v.isFor(checked, want))
+		if t, reason = v.bundle.authenticate(raw); reason == accepted {
+			t.own = v.audience.accepts(t.principal.claims.Audience)
+			reason = v.bundle.judge(t, v.isFor(t, want))
 		}
 		if reason == accepted {
-			t = v.cache.put(raw, checked)
+			t = v.cache.put(raw, t)
 			v.counters.checkedAccepted.Add(1)
 		}
 	}
 	switch reason {
 	case accepted:
-		return t.principal, accepted, cached
+		return t, accepted, cached
 	case audienceMismatch:
-		return p, v.counters.refused(reason), false
+		return t, v.counters.refused(reason), false
 	}
 	return nil, v.counters.refused(reason), false
 }
