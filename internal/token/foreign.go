@@ -86,7 +86,7 @@ func ParseForeign(raw string, find func(Foreign) (crypto.PublicKey, error)) (map
 }
 
 func (p parts) foreignHeader() (Foreign, error) {
-	header, ok := decodeObject(p.header)
+	header, ok := decodeObject(p.header, make([]member, 0, 12))
 	if !ok {
 		return Foreign{}, errHeader
 	}
