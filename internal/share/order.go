@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"hash/maphash"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -50,6 +51,9 @@ type group struct {
 // peer makes up a site alone. An IPv4 /24 makes up no site: the network has 256 peers at most,
 // often of several owners.
 func siteOf(name string) string {
+	if !strings.Contains(name, "/") { // of an IPv4 address, each call of the server asks for the site
+		return name
+	}
 	network, err := netip.ParsePrefix(name)
 	if err != nil || !network.Addr().Is6() || network.Bits() != peerBits {
 		return name
