@@ -23,6 +23,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/keptlogin"
 	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
@@ -129,6 +130,50 @@ func (r remote) hint(err error) (hint string, certain bool) {
 		return "; if the server has TLS, leave out --plaintext", false
 	}
 	return "", false
+}
+
+// outage tells a person at the terminal about a server or a database that is away, while a
+// command goes on until Ctrl-C.
+type outage struct {
+	t    Terminal
+	to   remote
+	said string // the newest line on standard error; "" after an answer
+	ever bool   // an answer has come
+}
+
+// over notes that an answer has come.
+func (o *outage) over() { o.said, o.ever = "", true }
+
+// tell writes to standard error why a call has failed, once for each reason. Errors: err, if
+// trying again is no help.
+func (o *outage) tell(err error) error {
+	if _, wrongFlag := o.to.hint(err); wrongFlag && !o.ever || !passing(err) {
+		return err
+	}
+	o.say(err)
+	return nil
+}
+
+// say does what [outage.tell] does, for an error after which trying again helps.
+func (o *outage) say(err error) {
+	if text := explainError(o.to.cure(err)); text != o.said {
+		o.said = text
+		fmt.Fprintln(o.t.Err, "watchword: "+text+"; trying again")
+	}
+}
+
+// passing reports whether a call that has failed can succeed later with the same flags: the
+// server or the database is away or has too many calls, or the connection broke.
+func passing(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok {
+		return errors.Is(err, store.ErrUnavailable)
+	}
+	switch s.Code() {
+	case codes.Unavailable, codes.ResourceExhausted, codes.Canceled, codes.DeadlineExceeded, codes.Internal:
+		return true
+	}
+	return false
 }
 
 // privatePath refuses calls over a connection that others can read: without TLS, to

@@ -13,15 +13,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/durable"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/retry"
-	"github.com/watchword-auth/watchword/internal/store"
 )
 
 // following holds the flags of `watchword audit --follow`.
@@ -44,19 +41,17 @@ const (
 // follower prints the events that the server sends in one stream of WatchEvents after another.
 type follower struct {
 	*auditCmd
-	t     Terminal
+	outage
 	audit watchwordv1.AuditServiceClient
 	req   *watchwordv1.WatchEventsRequest
 	saved string // the content of the resume file
-	said  string // the newest line on standard error about a stream that has ended; "" after a message of the server
-	ever  bool   // the server has sent a message since the command began
 	late  bool   // standard error has a line about events that wait
 }
 
 // follow prints events of the security record until ctx ends. Errors: an error that trying
 // again cannot mend.
 func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
-	f := &follower{auditCmd: c, t: t, audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
+	f := &follower{auditCmd: c, outage: outage{t: t, to: remote{c.Addr, c.connection}}, audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
 		Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session,
 	}}
 	if err := f.begin(); err != nil {
@@ -76,8 +71,10 @@ func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnI
 		if came {
 			pause.Reset()
 		}
-		if err := f.tell(came, err); err != nil {
-			return err
+		if err != nil {
+			if err := f.goOn(err); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -157,19 +154,15 @@ func (f *follower) stream(ctx context.Context) (came bool, err error) {
 		if err != nil {
 			return came, err
 		}
-		came, f.ever = true, true
+		came = true
+		f.over()
 		dead.Stop() // no message is expected while print waits for a slow reader of standard output
 		if err := f.print(m); err != nil {
-			return came, unprinted{err}
+			return came, err
 		}
 		dead.Reset(silence)
 	}
 }
-
-// unprinted holds an error of the writing to standard output or to the resume file.
-type unprinted struct{ error }
-
-func (u unprinted) Unwrap() error { return u.error }
 
 // print prints the events of a message, and then writes into the resume file that these events
 // are printed.
@@ -252,34 +245,17 @@ func (f *follower) line(cells ...string) error {
 	return err
 }
 
-// tell writes to standard error why a stream of WatchEvents has ended, once for each reason.
-// Errors: the error of the stream, if trying again is no help.
-func (f *follower) tell(came bool, err error) error {
-	if came {
-		f.said = ""
-	}
-	if err == nil {
-		return nil
-	}
-	s, isStatus := status.FromError(err)
-	to := remote{f.Addr, f.connection}
-	_, wrongFlag := to.hint(err)
-	switch code := s.Code(); {
-	case errors.As(err, new(unprinted)), !isStatus && !errors.Is(err, store.ErrUnavailable):
-		return err
-	case !f.ever && wrongFlag:
-		return err
+// goOn returns nil if another stream of WatchEvents can mend the error of a stream. Errors: err,
+// if trying again is no help.
+func (f *follower) goOn(err error) error {
+	switch {
 	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND:
 		return about{err, f.User}
 	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST && f.saved != "":
 		return about{err, "the resume file is " + f.ResumeFile}
 	case tokenUseless(err) && !f.TokenStdin && f.said == "": // no error yet: the next stream uses a new access token
-	case isStatus && code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Canceled && code != codes.DeadlineExceeded && code != codes.Internal:
-		return err
+		f.say(err)
+		return nil
 	}
-	if text := explainError(to.cure(err)); text != f.said {
-		f.said = text
-		fmt.Fprintln(f.t.Err, "watchword: "+text+"; trying again")
-	}
-	return nil
+	return f.tell(err)
 }

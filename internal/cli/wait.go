@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
@@ -62,7 +60,7 @@ func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientCo
 			return nil
 		}
 		wait := w.WaitFor - late.after
-		if code := status.Code(err); err != nil && code != codes.Unavailable && code != codes.ResourceExhausted {
+		if err != nil && !passing(err) {
 			wait = 0 // trying again cannot help, such as when the revoked key has signed the caller's token
 		}
 		if wait > 0 {

@@ -21,14 +21,15 @@ import (
 type watchersCmd struct {
 	api
 	asJSON
-	Watch bool `help:"Show the list again every second, until Ctrl-C; on a terminal in place."`
+	Watch bool `help:"Show the list again every second, until Ctrl-C; on a terminal in place. While the server or the database is away, wait and go on."`
 }
 
 // redrawEvery is the time between two lists of `watchword watchers --watch`.
 const redrawEvery = time.Second
 
 // Run lists the watchers (verifiers with a stream) of every replica. With --json, each list is
-// one line: the message ListWatchersResponse with every page.
+// one line: the message ListWatchersResponse with every page. With --watch, Run waits for a server
+// or a database that is away.
 func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 	var screen *os.File
 	if c.Watch {
@@ -37,16 +38,20 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 		}
 		t.Err = struct{ io.Writer }{t.Err} // switches off the line that shows that the command is at work, since the list shows it
 	}
+	away := outage{t: t, to: remote{c.Addr, c.connection}}
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		for {
 			all, err := allWatchers(ctx, conn)
-			if ctx.Err() != nil && c.Watch {
+			switch {
+			case ctx.Err() != nil && c.Watch:
 				return nil
+			case err == nil:
+				away.over()
+				err = c.show(t, screen, all)
+			case c.Watch:
+				err = away.tell(err)
 			}
-			if err != nil {
-				return err
-			}
-			if err := c.show(t, screen, all); err != nil || !c.Watch {
+			if err != nil || !c.Watch {
 				return err
 			}
 			select {

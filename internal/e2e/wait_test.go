@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -27,8 +29,13 @@ func (in *installation) keyCommand(args ...string) *exec.Cmd {
 // atReplica returns a command at a running replica, with an admin's token.
 func (f *fleet) atReplica(t *testing.T, replica int, args ...string) *exec.Cmd {
 	t.Helper()
-	return cliCommand(t, t.TempDir(), f.tokens.GetAccessToken(),
-		append(args, "--plaintext", "--token-stdin", "--addr", f.in.replicas[replica].now().grpcAddr)...)
+	return f.at(t, f.in.replicas[replica].now().grpcAddr, args...)
+}
+
+// at does what atReplica does, at an address, such as the address of a proxy.
+func (f *fleet) at(t *testing.T, addr string, args ...string) *exec.Cmd {
+	t.Helper()
+	return cliCommand(t, t.TempDir(), f.tokens.GetAccessToken(), append(args, "--plaintext", "--token-stdin", "--addr", addr)...)
 }
 
 // `key revoke --wait` returns when every verifier of every replica has the change: the
@@ -66,8 +73,31 @@ func TestKeyCommandsWait(t *testing.T) {
 	notes.signal(t, pgtest.Freeze)
 	wantOK(t, "a logout", f.admins[0].logout(callCtx(t), f.admins[0].login(t, "admin", f.in.admin))) // a second rotation changes nothing
 	r = run(t, f.atReplica(t, 0, "key", "rotate", "--wait", "--wait-for", "2s"))
-	notes.signal(t, pgtest.Thaw)
 	wantExit(t, 3, r)
+	door := newProxy(t, f.in.replicas[0].now().grpcAddr)
+	patient := start(t, f.at(t, door.addr(), "key", "rotate", "--wait", "--wait-for", "60s"))
+	eventually(t, runTimeout, "the change", func() error {
+		if !strings.Contains(patient.printed(t), "signs from") {
+			return errors.New("no key is printed")
+		}
+		return nil
+	})
+	before := door.connections()
+	door.set(lineFaults{refuse: true}) // the server behind the proxy is away
+	door.cut()
+	eventually(t, runTimeout, "a connection without an answer", func() error {
+		if door.connections() == before {
+			return errors.New("no connection")
+		}
+		return nil
+	})
+	door.set(lineFaults{})
+	notes.signal(t, pgtest.Thaw)
+	select {
+	case <-patient.exited: // with status 0, which the end of the test checks
+	case <-time.After(runTimeout):
+		t.Fatalf("the command goes on after every watcher has the change: %s", patient.stderr)
+	}
 	if n := strings.Count(r.stderr, "\n"); n != 2 || !strings.Contains(r.stderr, `in its own words "notes"`) {
 		t.Errorf("standard error names %d lines, want the frozen verifier and the error:\n%s", n, r.stderr)
 	}
@@ -76,6 +106,7 @@ func TestKeyCommandsWait(t *testing.T) {
 	}
 
 	f.in.replicas[2].kill()
+	wantOK(t, "a logout", f.admins[0].logout(callCtx(t), f.admins[0].login(t, "admin", f.in.admin)))
 	address := f.in.replicas[2].now().grpcAddr
 	r = run(t, f.in.keyCommand("rotate", "--wait", "--wait-for", "5s"))
 	wantExit(t, 3, r)
@@ -122,13 +153,24 @@ func TestWatchersCommand(t *testing.T) {
 	if r := run(t, cliCommand(t, t.TempDir(), user.GetAccessToken(), "watchers", "--plaintext", "--token-stdin", "--addr", f.in.replicas[0].now().grpcAddr)); r.code != 1 || !strings.Contains(r.stderr, "AUDIENCE_MISMATCH") {
 		t.Errorf("with a token for another audience: %v", r)
 	}
-	watching := start(t, f.atReplica(t, 0, "watchers", "--watch", "--json"))
-	eventually(t, propagation, "a second list", func() error {
-		if n := strings.Count(watching.printed(t), "\n"); n < 2 {
-			return fmt.Errorf("%d lists", n)
-		}
-		return nil
-	})
+	door := newProxy(t, f.in.replicas[0].now().grpcAddr)
+	watching := start(t, f.at(t, door.addr(), "watchers", "--watch", "--json"))
+	further := func(what string) {
+		t.Helper()
+		shown := strings.Count(watching.printed(t), "\n")
+		eventually(t, runTimeout, what, func() error {
+			if strings.Count(watching.printed(t), "\n") == shown {
+				return fmt.Errorf("%d lists", shown)
+			}
+			return nil
+		})
+	}
+	further("a list")
+	door.set(lineFaults{refuse: true}) // the server behind the proxy is away
+	door.cut()
+	watching.awaitLog(t, regexp.MustCompile("trying again"))
+	door.set(lineFaults{})
+	further("a list after the server is back")
 }
 
 // With --client-ca, a verifier with a certificate that is not there is named, also after a
