@@ -100,7 +100,11 @@ func (b *bench) refreshAgainst(i *installation, updates []*part) (err error) {
 		return err
 	}
 	parts = append(parts, sign)
-	call, err := i.startCalls()
+	asked, answer, err := i.crowd.refreshing(1, upTo(1, tableRows-1)).refresh(0, 0)
+	if err != nil {
+		return err
+	}
+	call, err := i.startCalls(asked, answer)
 	if err != nil {
 		return err
 	}
@@ -235,13 +239,9 @@ func startPart(name string, args ...string) (*part, error) {
 	}}, err
 }
 
-// startCalls starts a server without interceptors. The messages have the sizes of those of a
-// refresh.
-func (i *installation) startCalls() (*part, error) {
-	asked, answer, err := i.crowd.refreshing(1, upTo(1, tableRows-1)).refresh(0, 0)
-	if err != nil {
-		return nil, err
-	}
+// startCalls starts a server without interceptors. The messages have the sizes of a request and
+// an answer of Watchword.
+func (i *installation) startCalls(asked, answer proto.Message) (*part, error) {
 	p, err := launch(i.limits(), "call", strconv.Itoa(proto.Size(answer)))
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -66,10 +67,10 @@ func (i *installation) remove()          { os.RemoveAll(i.folder) }
 
 var listening = regexp.MustCompile(` grpc=(\S+)`)
 
-// start starts the server with its defaults.
-func (i *installation) start() (*program, error) {
-	p, err := launch(i.program(), "serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--datastore-uri", i.uri,
-		"--master-key-file", i.key(), "--issuer", "http://127.0.0.1:8080", "--audience", audience, "--audience", "billing")
+// start starts the server with its defaults and further flags.
+func (i *installation) start(flags ...string) (*program, error) {
+	p, err := launch(append([]string{i.program(), "serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--datastore-uri", i.uri,
+		"--master-key-file", i.key(), "--issuer", "http://127.0.0.1:8080", "--audience", audience, "--audience", "billing"}, flags...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -82,11 +83,14 @@ func (i *installation) start() (*program, error) {
 }
 
 func (i *installation) setUp() error {
-	p, err := i.start()
+	file := filepath.Join(i.folder, "password")
+	p, err := i.start("--initial-password-file", file)
 	if err != nil {
 		return err
 	}
-	return p.stop()
+	password, err := os.ReadFile(file)
+	i.crowd.password = strings.TrimSpace(string(password))
+	return errors.Join(err, p.stop())
 }
 
 // sqliteRefresh compares refreshes on SQLite with their parts.
