@@ -16,8 +16,7 @@ import (
 // flags.
 type serveFlags struct {
 	server.Config
-	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level to log."`
+	settings.Log
 }
 
 type configCmd struct {
@@ -56,7 +55,7 @@ func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog
 		logger.ErrorContext(ctx, "the settings cannot be read again; what was read before stays in use", "error", err)
 		return
 	}
-	setLevel := func() { _ = level.UnmarshalText([]byte(serve.LogLevel)) } // no error: the flag --log-level allows valid levels alone
+	setLevel := func() { level.Set(serve.Level()) }
 	if logger.Enabled(ctx, slog.LevelInfo) {
 		defer setLevel() // at the end of reload, so that a new level such as warn does not drop the log line below
 	} else {

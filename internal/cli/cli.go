@@ -115,35 +115,26 @@ var shared = []string{"datastore-uri", "master-key-file", "min-password-length",
 func Main(args []string, t Terminal) int {
 	line := new(workLine)
 	t.Out, t.Err = escaping{t.Out, line}, escaping{t.Err, line}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop)                     // restores what a signal does by default, so that a second signal ends the process
-	ctx = caller.WithSource(ctx, caller.CommandLine) // the security record shows CommandLine as the source of the command's calls
+	ctx := caller.WithSource(context.Background(), caller.CommandLine) // the security record shows CommandLine as the source of the command's calls
 	set, _, err := newSettings(args, t)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
 	}
-	for _, line := range set.Misspelled(os.Environ()) {
-		fmt.Fprintln(t.Err, "watchword:", line)
-	}
-	if err := set.Read(args); err != nil {
-		fmt.Fprintf(t.Err, "watchword: %s\nTry: watchword --help\n", err)
+	return set.Main(ctx, args, func(err error) (string, int) { return explainError(err), statusOf(err) }, t)
+}
+
+// statusOf returns the exit status for an error of a command.
+func statusOf(err error) int {
+	switch {
+	case errors.Is(err, errInterrupted):
+		return exitInterrupted
+	case errors.As(err, new(unreached)):
+		return exitUnreached
+	case errors.As(err, new(usageError)), refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST:
 		return exitUsage
 	}
-	if err := set.Run(ctx, t); err != nil {
-		fmt.Fprintln(t.Err, "watchword:", explainError(err))
-		switch {
-		case errors.Is(err, errInterrupted):
-			return exitInterrupted
-		case errors.As(err, new(unreached)):
-			return exitUnreached
-		case errors.As(err, new(usageError)), refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST:
-			return exitUsage
-		}
-		return exitError
-	}
-	return exitOK
+	return exitError
 }
 
 // usageError means wrong usage of a command that package settings cannot detect: exit status 2.
@@ -160,15 +151,8 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	signal.Notify(hangup, syscall.SIGHUP) // before the server starts: without a handler, a SIGHUP would end the process
 	defer signal.Stop(hangup)
 	level := new(slog.LevelVar)
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return usageError{err}
-	}
-	options := &slog.HandlerOptions{Level: level}
-	var handler slog.Handler = slog.NewTextHandler(t.Err, options)
-	if c.LogFormat == "json" {
-		handler = slog.NewJSONHandler(t.Err, options)
-	}
-	logger := slog.New(handler)
+	level.Set(c.Level())
+	logger := c.Logger(t.Err, level)
 	c.warnOfReaders(ctx, set, logger)
 	s, err := server.New(ctx, c.Config, logger, func(password string) error {
 		discarded, err := t.showPassword(password)

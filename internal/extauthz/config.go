@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/tokensource"
 	"github.com/watchword-auth/watchword/internal/reload"
+	"github.com/watchword-auth/watchword/internal/settings"
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
@@ -37,8 +37,7 @@ type Config struct {
 	Plaintext    bool   `help:"Connect without TLS to a Watchword server on this machine."`
 	SnapshotFile string `type:"path" placeholder:"FILE" help:"File that keeps the trust bundle, to start while the Watchword server is away."`
 
-	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level to log."`
+	settings.Log
 }
 
 // check returns an error with a line for each fault of the flags.
@@ -101,19 +100,6 @@ func (c *Config) tls(files *reload.Set) (forGRPC, forHTTP *tls.Config, err error
 	}
 	forGRPC = reload.ServerTLS("h2", pair, cas, tls.RequireAndVerifyClientCert)
 	return forGRPC, reload.ServerTLS("http/1.1", pair, nil, tls.NoClientCert), nil
-}
-
-// logger returns the logger of the flags.
-func (c *Config) logger(to io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return nil, err
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(to, options)), nil
-	}
-	return slog.New(slog.NewTextHandler(to, options)), nil
 }
 
 // listen listens on --grpc-addr and on --http-addr.

@@ -12,9 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/watchword-auth/watchword/internal/settings"
 	"github.com/watchword-auth/watchword/internal/version"
@@ -37,11 +34,7 @@ func (c *serveCmd) Run(ctx context.Context, t terminal) error {
 	if err := c.check(); err != nil {
 		return usageError{err}
 	}
-	logger, err := c.logger(t.log)
-	if err != nil {
-		return usageError{err}
-	}
-	return serve(ctx, c.Config, logger)
+	return serve(ctx, c.Config, c.Logger(t.log, c.Level()))
 }
 
 // terminal holds the output for the log.
@@ -53,9 +46,6 @@ type usageError struct{ error }
 // Main runs a command until the command ends or SIGINT or SIGTERM comes, and returns the exit
 // status: 0, 1 on a failure, 2 on wrong usage.
 func Main(args []string, out, err io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // restores what a signal does by default: a second signal ends the process
 	set, fault := settings.New(settings.Program{
 		Name: name, Description: "Answers Envoy's ext_authz by Watchword's access tokens.", Version: version.String(),
 		Commands: new(commands), Out: out, Err: err, KeysOf: "serve", TakeAll: []string{"serve"},
@@ -64,19 +54,10 @@ func Main(args []string, out, err io.Writer) int {
 		fmt.Fprintf(err, "%s: %v\n", name, fault)
 		return 1
 	}
-	for _, line := range set.Misspelled(os.Environ()) {
-		fmt.Fprintf(err, "%s: %s\n", name, line)
-	}
-	if fault := set.Read(args); fault != nil {
-		fmt.Fprintf(err, "%s: %v\nTry: %[1]s --help\n", name, fault)
-		return 2
-	}
-	if fault := set.Run(ctx, terminal{err}); fault != nil {
-		fmt.Fprintf(err, "%s: %v\n", name, fault)
+	return set.Main(context.Background(), args, func(fault error) (string, int) {
 		if errors.As(fault, new(usageError)) {
-			return 2
+			return fault.Error(), 2
 		}
-		return 1
-	}
-	return 0
+		return fault.Error(), 1
+	}, terminal{err})
 }
