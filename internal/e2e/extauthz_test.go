@@ -177,7 +177,8 @@ func TestExtAuthz(t *testing.T) {
 	e.wants(c.login(t, "admin", s.admin).GetAccessToken(), nil, "admin")
 
 	_, metrics := e.page("https", "/metrics")
-	for _, line := range []string{fmt.Sprintf(`watchword_ext_authz_requests_total{answer="allowed"} %d`, allowed), `watchword_ext_authz_requests_total{answer="denied"} 4`, `watchword_verifier_tokens_refused_total{reason="TOKEN_MISSING"} 1`, "watchword_verifier_ready 1", "watchword_ext_authz_undecided_total 0"} {
+	for _, line := range []string{fmt.Sprintf(`watchword_ext_authz_requests_total{answer="allowed"} %d`, allowed), `watchword_ext_authz_requests_total{answer="denied"} 4`, `watchword_verifier_tokens_refused_total{reason="TOKEN_MISSING"} 1`, "watchword_verifier_ready 1", "watchword_ext_authz_undecided_total 0", "# TYPE watchword_verifier_ready gauge", "watchword_verifier_clock_set_total 0",
+		`watchword_places_limit{bound="questions"} 4096`, `watchword_places_taken{bound="http_connections"} 1`, `watchword_places_refused_total{bound="grpc_connections"} 0`} {
 		if !strings.Contains(metrics, "\n"+line+"\n") {
 			t.Errorf("/metrics lacks %s:\n%s", line, metrics)
 		}

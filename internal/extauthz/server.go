@@ -5,12 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -21,8 +18,9 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/watchword-auth/watchword/authn"
-	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/meter"
 	"github.com/watchword-auth/watchword/internal/reload"
+	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
@@ -49,6 +47,7 @@ type server struct {
 	grpc      *grpc.Server
 	questions *questions
 	http      *http.Server
+	page      *meter.Page
 	stopping  atomic.Bool
 }
 
@@ -66,8 +65,9 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	}
 	defer release()
 	defer conn.Close()
+	page := new(meter.Page)
 	options := []authn.Option{
-		authn.WithAudience(c.Audience...), authn.WithoutWaiting(), authn.WithLogger(logger),
+		authn.WithAudience(c.Audience...), authn.WithoutWaiting(), authn.WithLogger(logger), authn.WithMeterProvider(page),
 		authn.WithName(name), authn.WithVersion(version.String()),
 	}
 	if c.SnapshotFile != "" {
@@ -82,12 +82,16 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := &server{logger: logger, verifier: verifier, questions: newQuestions(), checker: newChecker(verifier, logger)}
+	s := &server{logger: logger, verifier: verifier, questions: newQuestions(), checker: newChecker(verifier, logger), page: page}
 	s.grpc, s.http = s.grpcServer(forGRPC), s.httpServer(forHTTP)
+	connections, visits := places(maxConnections), places(maxHTTP)
+	if err := s.report(map[string]*share.Pool{"grpc_connections": connections, "http_connections": visits, "questions": s.questions.places}); err != nil {
+		return errors.Join(err, grpcListener.Close(), httpListener.Close())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go files.Run(ctx) // serve does not wait for Run's end: Run holds nothing that has to be closed
-	return s.run(ctx, bounded(grpcListener, places(maxConnections)), bounded(httpListener, places(maxHTTP)))
+	return s.run(ctx, bounded(grpcListener, connections), bounded(httpListener, visits))
 }
 
 // run serves on both addresses until ctx ends, and stops in order.
@@ -164,39 +168,18 @@ func (s *server) httpServer(config *tls.Config) *http.Server {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		text, err := s.page.Text(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		s.writeMetrics(w)
+		_, _ = w.Write(text)
 	})
 	return &http.Server{
 		Handler: mux, TLSConfig: config,
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug), // the level is low, since any client can cause errors
 	}
-}
-
-// writeMetrics writes the numbers in the text form of Prometheus. The numbers of the verifier have
-// the names of docs/monitoring.md. No label comes from a client, so the labels need no escaping.
-func (s *server) writeMetrics(w io.Writer) {
-	write := func(name, kind, help string, values map[string]float64) {
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %s\n", name, help, kind)
-		for _, labels := range slices.Sorted(maps.Keys(values)) {
-			fmt.Fprintf(w, "%s%s %g\n", name, labels, values[labels])
-		}
-	}
-	v := s.verifier.Status()
-	write("watchword_ext_authz_requests_total", "counter", "Requests that Envoy has asked about, by the answer.", map[string]float64{
-		`{answer="allowed"}`: float64(s.checker.allowed.Load()), `{answer="denied"}`: float64(s.checker.denied.Load()),
-	})
-	write("watchword_ext_authz_undecided_total", "counter", "Denied requests of routes with a rule that cannot be used.", map[string]float64{"": float64(s.checker.undecided.Load())})
-	refused := map[string]float64{}
-	for reason, n := range v.Refused {
-		refused[fmt.Sprintf("{reason=%q}", refusal.Name(reason))] = float64(n)
-	}
-	write("watchword_verifier_tokens_refused_total", "counter", "Access tokens refused, and calls without a token, by the reason.", refused)
-	truth := map[bool]float64{true: 1}
-	write("watchword_verifier_ready", "gauge", "1 if requests can be allowed, and 0 if every request for a guarded route is denied.", map[string]float64{"": truth[v.Ready]})
-	write("watchword_verifier_stale", "gauge", "1 if the trust bundle is older than a minute.", map[string]float64{"": truth[v.Stale]})
-	write("watchword_verifier_bundle_age_seconds", "gauge", "Age of the trust bundle.", map[string]float64{"": v.Staleness.Seconds()})
-	write("watchword_verifier_streams_opened_total", "counter", "Streams of the trust bundle opened, the first included.", map[string]float64{"": float64(v.Streams)})
 }

@@ -1,0 +1,116 @@
+package meter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/embedded"
+	"go.opentelemetry.io/otel/metric/noop"
+)
+
+// A Page is a MeterProvider for a program without OpenTelemetry's SDK. A Page collects the
+// instruments that [Register] makes, and drops all other instruments. The zero value is ready for
+// use, and is safe for concurrent use.
+type Page struct {
+	noop.MeterProvider
+
+	mu     sync.Mutex // guards the fields below
+	series []*series
+	reads  []metric.Callback
+}
+
+// series is one instrument of a Page. name is the name that OpenTelemetry's exporter for Prometheus
+// would give the instrument.
+type series struct {
+	metric.Float64Observable
+	embedded.Float64ObservableCounter
+	embedded.Float64ObservableGauge
+	name, kind, text string
+}
+
+// Meter returns a meter that makes instruments of the page.
+func (p *Page) Meter(string, ...metric.MeterOption) metric.Meter { return pageMeter{page: p} }
+
+type pageMeter struct {
+	noop.Meter
+	page *Page
+}
+
+func (m pageMeter) Float64ObservableCounter(name string, options ...metric.Float64ObservableCounterOption) (metric.Float64ObservableCounter, error) {
+	c := metric.NewFloat64ObservableCounterConfig(options...)
+	return m.page.add(name, "counter", c.Unit(), c.Description()), nil
+}
+
+func (m pageMeter) Float64ObservableGauge(name string, options ...metric.Float64ObservableGaugeOption) (metric.Float64ObservableGauge, error) {
+	c := metric.NewFloat64ObservableGaugeConfig(options...)
+	return m.page.add(name, "gauge", c.Unit(), c.Description()), nil
+}
+
+func (p *Page) add(name, kind, unit, text string) *series {
+	name = strings.ReplaceAll(name, ".", "_") + map[string]string{"s": "_seconds", "By": "_bytes"}[unit]
+	if kind == "counter" {
+		name += "_total"
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.series = append(p.series, &series{name: name, kind: kind, text: text})
+	return p.series[len(p.series)-1]
+}
+
+func (m pageMeter) RegisterCallback(read metric.Callback, _ ...metric.Observable) (metric.Registration, error) {
+	m.page.mu.Lock()
+	defer m.page.mu.Unlock()
+	m.page.reads = append(m.page.reads, read)
+	return noop.Registration{}, nil
+}
+
+// Text returns the values of all instruments in the text form of Prometheus. The program has to
+// choose the values of the attributes: Text escapes no value. Errors: those of reading a value.
+func (p *Page) Text(ctx context.Context) ([]byte, error) {
+	p.mu.Lock()
+	all, reads := slices.Clone(p.series), slices.Clone(p.reads)
+	p.mu.Unlock()
+	values := pageValues{of: map[metric.Float64Observable]map[string]float64{}}
+	var errs []error
+	for _, read := range reads {
+		errs = append(errs, read(ctx, values))
+	}
+	var text bytes.Buffer
+	for _, s := range all {
+		fmt.Fprintf(&text, "# HELP %s %s\n# TYPE %s %s\n", s.name, s.text, s.name, s.kind)
+		for _, labels := range slices.Sorted(maps.Keys(values.of[s])) {
+			fmt.Fprintf(&text, "%s%s %g\n", s.name, labels, values.of[s][labels])
+		}
+	}
+	return text.Bytes(), errors.Join(errs...)
+}
+
+// pageValues holds the values of instruments, by the labels.
+type pageValues struct {
+	noop.Observer
+	of map[metric.Float64Observable]map[string]float64
+}
+
+// ObserveFloat64 notes a value of an instrument.
+func (v pageValues) ObserveFloat64(instrument metric.Float64Observable, value float64, options ...metric.ObserveOption) {
+	attributes := metric.NewObserveConfig(options).Attributes()
+	var labels []string
+	for _, a := range attributes.ToSlice() {
+		labels = append(labels, fmt.Sprintf("%s=%q", a.Key, a.Value.AsString()))
+	}
+	key := ""
+	if len(labels) > 0 {
+		key = "{" + strings.Join(labels, ",") + "}"
+	}
+	if v.of[instrument] == nil {
+		v.of[instrument] = map[string]float64{}
+	}
+	v.of[instrument][key] = value
+}
