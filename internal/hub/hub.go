@@ -73,7 +73,7 @@ type Hub struct {
 	resumeKey []byte // the key for the MAC of resume tokens
 	refresh   func(context.Context) error
 	places    *share.Pool
-	turns     turns
+	turns     *share.Turns   // of the snapshots, by the name of the peer
 	process   []byte         // a random id of this process
 	elapsed   *clock.Elapsed // the process clock
 
@@ -102,7 +102,7 @@ type Hub struct {
 // call has been published, and an error if that is impossible.
 func New(origin string, refresh func(context.Context) error) *Hub {
 	h := &Hub{
-		origin: origin, resumeKey: []byte(rand.Text()), refresh: refresh, turns: turns{peers: map[string]*turn{}},
+		origin: origin, resumeKey: []byte(rand.Text()), refresh: refresh, turns: newTurns(),
 		process: make([]byte, 8), elapsed: clock.New(),
 		ring: ring{grown: make(chan struct{})}, appliedGrown: make(chan struct{}),
 	}

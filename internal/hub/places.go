@@ -2,7 +2,7 @@ package hub
 
 import (
 	"context"
-	"sync"
+	"math"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/share"
@@ -46,56 +46,15 @@ func (h *Hub) LimitWatchers(n int, known *share.Known) {
 	h.places = share.NewPool(share.Limits{Places: n, PerPeer: max(1, n/perPeer), Known: known})
 }
 
-// turns bounds the number of snapshots that the hub sends to each peer at a time. turns is safe
-// for concurrent use.
-type turns struct {
-	mu    sync.Mutex
-	peers map[string]*turn // only peers with a watcher that sends or waits to send a snapshot
-}
-
-// turn counts the watchers of one peer that send or wait to send a snapshot.
-type turn struct {
-	peer     string
-	watchers int           // watchers that send or wait to send a snapshot; turns.mu guards watchers
-	taken    chan struct{} // holds one element for each snapshot that is being sent
-}
-
-// join adds a watcher to the watchers of a peer that send or wait to send a snapshot. The
-// caller must call leave later.
-func (t *turns) join(peer string) *turn {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	of := t.peers[peer]
-	if of == nil {
-		of = &turn{peer: peer, taken: make(chan struct{}, snapshotsPerPeer)}
-		t.peers[peer] = of
-	}
-	of.watchers++
-	return of
-}
-
-func (t *turns) leave(of *turn) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if of.watchers--; of.watchers == 0 {
-		delete(t.peers, of.peer)
-	}
-}
+// newTurns returns the turns of the snapshots that the hub sends to each peer. How many watchers
+// of a peer wait is bounded by the places of the peer.
+func newTurns() *share.Turns { return share.NewTurns(snapshotsPerPeer, math.MaxInt32) }
 
 // awaitTurn waits until fewer than snapshotsPerPeer snapshots are being sent to the watcher's
-// peer. Errors: ErrEvicted; those of ctx.
+// peer. Errors: that of ctx.
 func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
-	of := w.hub.turns.join(peer)
-	select {
-	case of.taken <- struct{}{}:
-		w.turn, w.turnUntil = of, time.Now().Add(snapshotTimeout)
-		return nil
-	case <-w.evicted:
-		err = ErrEvicted
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	w.hub.turns.leave(of)
+	w.leaveTurn, err = w.hub.turns.Enter(ctx, peer)
+	w.turnUntil = time.Now().Add(snapshotTimeout)
 	return err
 }
 
@@ -103,13 +62,8 @@ func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
 // If the snapshot was sent faster than turnPerMessage allows, the next snapshot begins only
 // when the time of turnPerMessage for each message has passed.
 func (w *Watcher) endTurn() {
-	of, turns := w.turn, &w.hub.turns
-	if of == nil {
-		return
+	if w.leaveTurn != nil {
+		time.AfterFunc(time.Until(w.turnFrom), w.leaveTurn)
+		w.leaveTurn = nil
 	}
-	w.turn = nil
-	time.AfterFunc(time.Until(w.turnFrom), func() {
-		<-of.taken
-		turns.leave(of)
-	})
 }

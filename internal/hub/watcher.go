@@ -24,7 +24,7 @@ type Watcher struct {
 	hub       *Hub
 	place     *share.Place  // nil for the local verifier
 	evicted   chan struct{} // closed when the hub ends this stream to serve another watcher; nil for the local verifier
-	turn      *turn         // nil: the watcher sends no snapshot
+	leaveTurn func()        // nil: the watcher sends no snapshot
 	turnFrom  time.Time     // before this time the next snapshot to the same peer does not begin
 	turnUntil time.Time     // after this time, the hub drops the watcher if the snapshot is not sent
 
@@ -56,11 +56,16 @@ func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, er
 	if from.Certified || h.knows(at) {
 		kind = share.Ordinary
 	}
-	if w.place = h.places.Take(from.Name, kind, func() { close(w.evicted) }); w.place == nil {
+	opening, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	if w.place = h.places.Take(from.Name, kind, func() { close(w.evicted); end(ErrEvicted) }); w.place == nil {
 		return nil, ErrTooManyWatchers
 	}
-	if err := w.open(ctx, from.Name, at, greatest); err != nil {
+	if err := w.open(opening, from.Name, at, greatest); err != nil {
 		w.Close()
+		if context.Cause(opening) == ErrEvicted {
+			err = ErrEvicted
+		}
 		return nil, err
 	}
 	return w, nil
@@ -160,7 +165,7 @@ func (w *Watcher) Next(ctx context.Context) (Message, error) {
 //
 // Errors: ErrBehind if the client must open another stream.
 func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
-	if w.turn != nil && time.Now().After(w.turnUntil) {
+	if w.leaveTurn != nil && time.Now().After(w.turnUntil) {
 		w.hub.slow.Add(1)
 		return e, nil, ErrBehind
 	}
