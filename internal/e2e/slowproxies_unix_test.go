@@ -155,7 +155,7 @@ func (b *proxied) wantEveryStream(t *testing.T) {
 		t.Errorf("the proxy has ended %d streams of the verifier", count)
 	}
 	if ended := b.server.metric(t, `watchword_calls_total\{method="ReportWatcher",outcome="OK",service="TrustService"\}`); ended > 0 ||
-		b.server.metric(t, `watchword_calls_running\{method="ReportWatcher",service="TrustService"\}`) != 1 {
+		b.server.metric(t, `watchword_places_taken\{bound="reports"\}`) != 1 {
 		t.Error("the first stream of ReportWatcher has ended")
 	}
 }

@@ -1,11 +1,8 @@
 package e2e
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os/exec"
@@ -176,7 +173,7 @@ func stopsWithCallsInFlight(t *testing.T) {
 		var handled int
 		eventually(t, runTimeout, "beginning all logins", func() error {
 			var started int
-			if started, handled = countLogins(t.Context(), s.httpAddr); started < logins {
+			if started, handled = s.countLogins(t); started < logins {
 				return errors.New("some logins have not begun")
 			}
 			return nil
@@ -193,35 +190,13 @@ func stopsWithCallsInFlight(t *testing.T) {
 	t.Error("in five rounds, all logins ended before SIGTERM")
 }
 
-// countLogins returns the numbers of begun and of ended logins, from the metrics.
-func countLogins(ctx context.Context, httpAddr string) (started, handled int) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/metrics", nil)
-	if err != nil {
-		return 0, 0
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, 0
-	}
-	defer resp.Body.Close()
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		name, rest, _ := strings.Cut(lines.Text(), "{")
-		labels, value, _ := strings.Cut(rest, "} ")
-		var n int
-		if !strings.Contains(labels, `method="Login"`) {
-			continue
-		}
-		if _, err := fmt.Sscan(value, &n); err != nil && !errors.Is(err, io.EOF) {
-			continue
-		}
-		switch name {
-		case "watchword_calls_running":
-			started += n
-		case "watchword_calls_total":
-			handled += n
-		}
-	}
-	return started + handled, handled
+// countLogins returns the numbers of begun and of ended logins, from the metrics. A login that
+// moves on while countLogins reads counts once at most.
+func (s *server) countLogins(t *testing.T) (started, handled int) {
+	t.Helper()
+	handled = s.metric(t, `watchword_calls_total\{method="Login",outcome="OK",service="AuthService"\}`)
+	started = handled + s.metric(t, "watchword_password_hashes_running")
+	return started + s.metric(t, `watchword_places_taken\{bound="password_queue_of_admins"\}`) + s.metric(t, `watchword_places_taken\{bound="password_queue"\}`), handled
 }
 
 // TestHealthcheckOfAKilledServer also checks that the harness sees a killed server's status.

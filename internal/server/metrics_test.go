@@ -89,7 +89,6 @@ var moves = []struct {
 		logout(t, h)
 		awaitMessage(t, stream, func(m *watchwordv1.WatchBundleResponse) bool { return m.GetChange() != nil })
 	}},
-	{`watchword_calls_running{method="WatchBundle",service="TrustService"}`, func(t *testing.T, h *harness) { h.watch(t) }},
 	{`watchword_places_taken{bound="watchers"}`, func(t *testing.T, h *harness) { h.watch(t) }},
 	{`watchword_places_refused_total{bound="watchers"}`, func(t *testing.T, h *harness) {
 		for range 12 { // six may come from one network

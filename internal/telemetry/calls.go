@@ -38,7 +38,6 @@ type Calls struct{ methods map[string]*method }
 
 type method struct {
 	service, name string
-	running       atomic.Int64
 	ok            atomic.Uint64
 	failed        sync.Map         // the counter (*atomic.Uint64) of each outcome
 	took          *count.Durations // nil: the duration of the method's calls is not measured
@@ -71,7 +70,6 @@ func (c *Calls) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 		return handler(ctx, req)
 	}
 	began := time.Now()
-	m.running.Add(1)
 	resp, err := handler(ctx, req)
 	m.ended(err)
 	if m.took != nil {
@@ -87,24 +85,20 @@ func (c *Calls) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	if m == nil {
 		return handler(srv, ss)
 	}
-	m.running.Add(1)
 	err := handler(srv, ss)
 	m.ended(err)
 	return err
 }
 
-// ended counts the end of a call. ended first adds the call to the ended calls, and then
-// subtracts the call from the running calls, so that a scrape between the two steps misses no
-// call.
+// ended counts the end of a call.
 func (m *method) ended(err error) {
 	if err == nil {
 		m.ok.Add(1)
-	} else {
-		n, found := m.failed.Load(refusal.Outcome(err))
-		if !found {
-			n, _ = m.failed.LoadOrStore(refusal.Outcome(err), new(atomic.Uint64))
-		}
-		n.(*atomic.Uint64).Add(1)
+		return
 	}
-	m.running.Add(-1)
+	n, found := m.failed.Load(refusal.Outcome(err))
+	if !found {
+		n, _ = m.failed.LoadOrStore(refusal.Outcome(err), new(atomic.Uint64))
+	}
+	n.(*atomic.Uint64).Add(1)
 }

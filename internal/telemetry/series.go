@@ -45,12 +45,6 @@ var series = []struct {
 	// These series tell about calls, and about the bounds on connections and requests.
 	{counter, "calls_total", "Calls that have ended, by outcome: OK, the reason of the refusal, or the gRPC code of an error without a reason.",
 		[]string{"service", "method", "outcome"}, callsTotal},
-	{gauge, "calls_running", "Calls that run now. A watcher is a call of WatchBundle.", []string{"service", "method"},
-		func(n *numbers, add add) {
-			for _, m := range n.Calls.methods {
-				add(float64(m.running.Load()), m.service, m.name)
-			}
-		}},
 	{gauge, "places_taken", "Places taken now within each bound: connections, unfinished requests, streams, reports of watchers, watchers, waiting logins.", []string{"bound"},
 		places(func(s share.Stats) float64 { return float64(s.Held) })},
 	{gauge, "places_limit", "Places within each bound.", []string{"bound"},
