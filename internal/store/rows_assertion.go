@@ -20,10 +20,16 @@ func (tx *Tx) IssuerStamps(limit int) ([]*IssuerStamp, error) {
 // leads.
 type BoundUser struct {
 	Claims []BoundClaim
-	User   User
+	User   User // without the columns that an exchange does not need
 }
 
-var boundUsers = `SELECT b.claims, ` + qualified("u", userColumns) + `, ` + floorColumn + ` FROM bindings b JOIN users u ON u.id = b.user_id
+func (b *BoundUser) columns() []any {
+	u := &b.User
+	return []any{(*claimsColumn)(&b.Claims), &u.ID, &u.Kind, &u.Username, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, (*timeColumn)(&u.DeletedAt), &u.Floor}
+}
+
+const boundUsers = `SELECT b.claims, u.id, u.kind, u.username, u.roles, u.disabled, u.ver, u.deleted_at, ` + floorColumn + `
+	FROM bindings b JOIN users u ON u.id = b.user_id
 	WHERE b.issuer = $1 AND b.subject = $2 AND EXISTS (SELECT 1 FROM issuers WHERE name = $1 AND updated_at = $3) LIMIT $4`
 
 // BoundUsers lists up to limit bindings for a subject of an issuer, with the current rows of
@@ -34,6 +40,5 @@ var boundUsers = `SELECT b.claims, ` + qualified("u", userColumns) + `, ` + floo
 // accounts belong to the same moment: a change that deletes a binding raises the version of the
 // account, and verifiers refuse a token with the earlier version.
 func (tx *Tx) BoundUsers(of IssuerStamp, subject string, limit int) ([]*BoundUser, error) {
-	return queryAll(tx, func(b *BoundUser) []any { return append([]any{(*claimsColumn)(&b.Claims)}, b.User.columns()...) },
-		boundUsers, of.Name, subject, micros(of.UpdatedAt), limit)
+	return queryAll(tx, (*BoundUser).columns, boundUsers, of.Name, subject, micros(of.UpdatedAt), limit)
 }
