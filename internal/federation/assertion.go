@@ -51,10 +51,10 @@ const (
 
 // assertion holds the claims of a foreign token with a right signature.
 type assertion struct {
+	*checked
 	by                         *trusted
 	subject                    string
 	issued, notBefore, expires time.Time // notBefore is zero without the claim nbf
-	claims                     map[string]any
 }
 
 // judge checks the claims that need no clock (RFC 7523 section 3 and its revision
@@ -63,8 +63,8 @@ type assertion struct {
 // server could present the assertion to this server.
 //
 // Errors: ErrInvalid.
-func judge(claims map[string]any, by *trusted, audience string) (*assertion, error) {
-	a := &assertion{by: by, claims: claims}
+func judge(c *checked, by *trusted, audience string) (*assertion, error) {
+	a, claims := &assertion{checked: c, by: by}, c.claims
 	a.subject, _ = claims["sub"].(string)
 	var okIat, okExp, okNbf bool
 	a.issued, okIat = numericDate(claims["iat"])

@@ -62,6 +62,7 @@ type Exchanger struct {
 	audit    *audit.Log
 	audience string       // the only audience of an assertion: the issuer of this server
 	checks   *share.Turns // bounds the checks of each network
+	seen     seen
 }
 
 // NewExchanger returns an Exchanger. name is the issuer of this server.
@@ -124,11 +125,11 @@ func about(err error) error {
 	return refusal
 }
 
-// attempt holds what one check of an assertion has found: the claim iss of the assertion, and
-// the issuer in memory, which is nil if the issuer is unknown.
+// attempt holds what one check of an assertion has found.
 type attempt struct {
-	iss string
-	by  *trusted
+	iss  string   // the claim iss of the assertion; empty if the form is wrong
+	by   *trusted // the issuer in memory; nil if the issuer is unknown
+	seen bool     // true if an earlier call has checked the signature
 }
 
 // judgeAndRecord judges an assertion, and records the exchange. Before a refusal,
@@ -143,7 +144,10 @@ func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, err
 		a, err := x.check(ctx, raw, &tried)
 		if err == nil {
 			var g *grant
-			if g, err = x.record(ctx, a); !errors.Is(err, errChanged) {
+			if g, err = x.record(ctx, a); err == nil && !tried.seen {
+				x.seen.put(raw, a.checked)
+			}
+			if !errors.Is(err, errChanged) {
 				return g, err
 			}
 		}
@@ -166,11 +170,28 @@ func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, err
 	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
 }
 
-// check checks the signature and the claims of an assertion, without the clock, when the
-// client's network has its turn.
+// check checks the signature and the claims of an assertion, without the clock. If an earlier
+// exchange has checked the signature, check does not check the signature again.
 //
 // Errors: ErrInvalid; ErrOverloaded; a *[Unavailable]; ctx.Err() if ctx ends.
 func (x *Exchanger) check(ctx context.Context, raw string, tried *attempt) (*assertion, error) {
+	c := x.seen.get(raw)
+	if c != nil {
+		*tried = attempt{iss: c.says.Issuer, by: x.keys.of(c.says.Issuer)}
+		tried.seen = tried.by != nil && c.stillCounts(tried.by.source)
+	}
+	if !tried.seen {
+		var err error
+		if c, err = x.checkSignature(ctx, raw, tried); err != nil {
+			return nil, err
+		}
+	}
+	return judge(c, tried.by, x.audience)
+}
+
+// checkSignature checks the form and the signature of an assertion, when the client's network has
+// its turn. Errors: as check.
+func (x *Exchanger) checkSignature(ctx context.Context, raw string, tried *attempt) (*checked, error) {
 	leave, err := x.checks.Enter(ctx, caller.SourceOf(ctx).Network())
 	switch {
 	case errors.Is(err, share.ErrNoTurn):
@@ -179,12 +200,15 @@ func (x *Exchanger) check(ctx context.Context, raw string, tried *attempt) (*ass
 		return nil, err
 	}
 	defer leave()
-	claims, err := token.ParseForeign(raw, func(says token.Foreign) (crypto.PublicKey, error) {
-		*tried = attempt{says.Issuer, x.keys.of(says.Issuer)}
+	c := &checked{}
+	c.claims, err = token.ParseForeign(raw, func(says token.Foreign) (crypto.PublicKey, error) {
+		*tried = attempt{iss: says.Issuer, by: x.keys.of(says.Issuer)}
 		if tried.by == nil {
 			return nil, refused{ErrInvalid, "", "the issuer is not trusted"}
 		}
-		return tried.by.source.key(says)
+		key, err := tried.by.source.key(says)
+		c.says, c.key = says, key
+		return key, err
 	})
 	switch {
 	case errors.Is(err, token.ErrInvalid) && tried.by != nil:
@@ -194,7 +218,7 @@ func (x *Exchanger) check(ctx context.Context, raw string, tried *attempt) (*ass
 	case err != nil:
 		return nil, err
 	}
-	return judge(claims, tried.by, x.audience)
+	return c, nil
 }
 
 // record compares the assertion with the clock and the bindings of the database, and records

@@ -33,14 +33,18 @@ type world struct {
 func eachEngine(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Parallel()
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
-		s := storetest.Open(t, new(t))
-		log := audit.New(s, slog.New(slog.DiscardHandler))
-		w := &world{
-			NewRegistry(s, feed.Direct(s), log), user.New(s, feed.Direct(s), password.NewPool(password.Config{}), log), document(t),
-		}
+		w := newWorld(t, new(t), document(t))
 		w.issuer(t, "prod")
 		test(t, w)
 	})
+}
+
+// newWorld returns the administration of a new database. keys is the document with the keys of
+// the issuers.
+func newWorld(t *testing.T, uri, keys string) *world {
+	s := storetest.Open(t, uri)
+	log := audit.New(s, slog.New(slog.DiscardHandler))
+	return &world{NewRegistry(s, feed.Direct(s), log), user.New(s, feed.Direct(s), password.NewPool(password.Config{}), log), keys}
 }
 
 func (w *world) issuer(t *testing.T, name string) *store.Issuer {

@@ -127,8 +127,9 @@ func newLeastExchange(b *testing.B, assertion string, answer *watchwordv1.Exchan
 	return l
 }
 
-// populateExchanges makes an issuer and so many accounts, and returns an assertion for each.
-func populateExchanges(b *testing.B, database string, accounts int) (assertions []string) {
+// populateExchanges makes an issuer and so many accounts, and returns so many assertions for each
+// account.
+func populateExchanges(b *testing.B, database string, accounts, each int) (assertions []string) {
 	b.Helper()
 	f := newForeign(b, "ci", "https://ci.test", "RS256")
 	s, err := store.Open(b.Context(), "sqlite:"+database)
@@ -142,12 +143,14 @@ func populateExchanges(b *testing.B, database string, accounts int) (assertions 
 			err = tx.InsertIssuer(&store.Issuer{Name: f.name, Issuer: f.iss, Jwks: f.jwks(b), MaxLifetime: 24 * time.Hour, CreatedAt: tx.Now(), UpdatedAt: tx.Now()})
 		}
 		for i := 0; i < accounts && err == nil; i++ {
-			name := fmt.Sprint("service-", i)
+			name := fmt.Sprintf("service-%04d", i)
 			u := &store.User{ID: user.NewID(), Kind: store.KindService, Username: name, Roles: []string{"writer"}, Version: tx.Now().Unix(), CreatedAt: tx.Now(), UpdatedAt: tx.Now()}
 			if err = tx.InsertUser(u); err == nil {
 				err = tx.InsertBinding(&store.Binding{ID: user.NewID(), Issuer: f.name, Subject: name, UserID: u.ID, CreatedAt: tx.Now()})
 			}
-			assertions = append(assertions, f.sign(b, "RS256", f.claims(own, name).with(jsonObject{"exp": time.Now().Add(10 * time.Hour).Unix()})))
+			for n := range each {
+				assertions = append(assertions, f.sign(b, "RS256", f.claims(own, name).with(jsonObject{"exp": time.Now().Add(10*time.Hour).Unix() + int64(n)})))
+			}
 		}
 		return err
 	})
@@ -166,68 +169,90 @@ func processTime(b *testing.B) time.Duration {
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
+// exchanging returns a call that exchanges one assertion after the other.
+func exchanging(auth watchwordv1.AuthServiceClient, assertions []string) func(int) error {
+	var next atomic.Int64
+	return func(int) error {
+		_, err := auth.ExchangeToken(context.Background(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[int(next.Add(1))%len(assertions)]})
+		return err
+	}
+}
+
 // BenchmarkExchange is an exchange over loopback, beside the sum of the least parts that it is
 // made of: a bare unary call, one check of a signature (RS256), one signature (EdDSA), and one
 // commit of one row that callers share. The parts are measured in turns with the exchange.
 // The accounts are many, so that each exchange inserts a record.
+//
+// "again" exchanges assertions that the server remembers, and "first" so many others that the
+// server has forgotten each when it comes again.
 func BenchmarkExchange(b *testing.B) {
 	auth, _, database := serveBench(b)
-	assertions := populateExchanges(b, database, 1000)
-	var next atomic.Int64
-	exchange := func(int) (err error) {
-		_, err = auth.ExchangeToken(context.Background(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[int(next.Add(1))%len(assertions)]})
-		return err
+	const accounts, each, remembered = 2000, 4, 700 * 4
+	assertions := populateExchanges(b, database, accounts, each)
+	var again []string
+	for i := 0; i < remembered; i += each {
+		again = append(again, assertions[i])
 	}
-	answer, err := auth.ExchangeToken(b.Context(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[0]})
+	for _, kind := range []struct {
+		name string
+		call func(int) error
+	}{{"first", exchanging(auth, assertions[remembered:])}, {"again", exchanging(auth, again)}} {
+		for _, callers := range []int{1, 64} {
+			b.Run(fmt.Sprintf("%s/callers=%d", kind.name, callers), func(b *testing.B) {
+				benchmarkExchange(b, auth, assertions[0], callers, kind.call)
+			})
+		}
+	}
+}
+
+func benchmarkExchange(b *testing.B, auth watchwordv1.AuthServiceClient, assertion string, callers int, exchange func(int) error) {
+	answer, err := auth.ExchangeToken(b.Context(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertion})
 	if err != nil {
 		b.Fatal(err)
 	}
-	l := newLeastExchange(b, assertions[0], &watchwordv1.ExchangeTokenResponse{AccessToken: answer.GetAccessToken(), TokenType: "Bearer", ExpiresIn: durationpb.New(time.Minute)})
+	l := newLeastExchange(b, assertion, &watchwordv1.ExchangeTokenResponse{AccessToken: answer.GetAccessToken(), TokenType: "Bearer", ExpiresIn: durationpb.New(time.Minute)})
 	claims := []byte(answer.GetAccessToken())
 	parts := map[string]func(int) error{
 		"call": func(int) error {
-			_, err := l.client.ExchangeToken(context.Background(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[0]})
+			_, err := l.client.ExchangeToken(context.Background(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertion})
 			return err
 		},
 		"check":  func(int) error { return l.check() },
 		"sign":   func(int) error { ed25519.Sign(l.private, claims); return nil },
 		"commit": func(int) error { return l.commit() },
 	}
-	measure := func(b *testing.B, s *side, cpu *time.Duration, callers int, stint time.Duration, call func(int) error) {
+	measure := func(s *side, cpu *time.Duration, stint time.Duration, call func(int) error) {
 		began := processTime(b)
 		s.run(b, stint, callers, call)
 		*cpu += processTime(b) - began
 	}
-	for _, callers := range []int{1, 64} {
-		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
-			var ours side
-			var cpu time.Duration
-			limits, cpus := map[string]*side{}, map[string]*time.Duration{}
-			for name := range parts {
-				limits[name], cpus[name] = &side{}, new(time.Duration)
-			}
-			for range b.N {
-				measure(b, &ours, &cpu, callers, stint, exchange)
-				for name, part := range parts {
-					measure(b, limits[name], cpus[name], callers, stint/2, part)
-				}
-			}
-			sum, sumCPU := 0.0, 0.0
-			for name, part := range limits {
-				b.ReportMetric(1e6/part.rate(), name+"-µs")
-				b.ReportMetric(cpus[name].Seconds()*1e6/float64(part.calls), name+"-cpu-µs")
-				sum += 1e6 / part.rate()
-				sumCPU += cpus[name].Seconds() * 1e6 / float64(part.calls)
-			}
-			b.ReportMetric(cpu.Seconds()*1e6/float64(ours.calls), "exchange-cpu-µs")
-			b.ReportMetric(cpu.Seconds()*1e6/float64(ours.calls)/sumCPU, "cpu-of-parts(<=1.3)")
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(ours.rate(), "exchanges/s")
-			b.ReportMetric(1e6/ours.rate(), "exchange-µs")
-			b.ReportMetric(1e6/ours.rate()/sum, "of-parts(<=1.3)")
-			b.ReportMetric(ours.quantile(0.5), "p50-ms")
-			b.ReportMetric(ours.quantile(0.99), "p99-ms")
-			b.ReportMetric(float64(ours.bytes)/float64(ours.calls), "disk-bytes/exchange")
-		})
+	var ours side
+	var cpu time.Duration
+	limits, cpus := map[string]*side{}, map[string]*time.Duration{}
+	for name := range parts {
+		limits[name], cpus[name] = &side{}, new(time.Duration)
 	}
+	b.ResetTimer()
+	for range b.N {
+		measure(&ours, &cpu, stint, exchange)
+		for name, part := range parts {
+			measure(limits[name], cpus[name], stint/2, part)
+		}
+	}
+	sum, sumCPU := 0.0, 0.0
+	for name, part := range limits {
+		b.ReportMetric(1e6/part.rate(), name+"-µs")
+		b.ReportMetric(cpus[name].Seconds()*1e6/float64(part.calls), name+"-cpu-µs")
+		sum += 1e6 / part.rate()
+		sumCPU += cpus[name].Seconds() * 1e6 / float64(part.calls)
+	}
+	b.ReportMetric(cpu.Seconds()*1e6/float64(ours.calls), "exchange-cpu-µs")
+	b.ReportMetric(cpu.Seconds()*1e6/float64(ours.calls)/sumCPU, "cpu-of-parts(<=1.3)")
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(ours.rate(), "exchanges/s")
+	b.ReportMetric(1e6/ours.rate(), "exchange-µs")
+	b.ReportMetric(1e6/ours.rate()/sum, "of-parts(<=1.3)")
+	b.ReportMetric(ours.quantile(0.5), "p50-ms")
+	b.ReportMetric(ours.quantile(0.99), "p99-ms")
+	b.ReportMetric(float64(ours.bytes)/float64(ours.calls), "disk-bytes/exchange")
 }
