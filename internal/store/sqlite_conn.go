@@ -131,6 +131,9 @@ func newSQLiteTx(c *sqliteConn) *Tx {
 
 func (t sqliteTx) now() (time.Time, error) { return t.at, nil }
 
+// uninterrupted forgets the context of the caller that reads.
+func (c *sqliteConn) uninterrupted() { c.ctx = nil }
+
 // exclusive does nothing: SQLite has one writer at a time.
 func (sqliteTx) exclusive() error { return nil }
 

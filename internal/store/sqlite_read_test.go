@@ -15,6 +15,19 @@ import (
 func TestAReadEndsWithItsCaller(t *testing.T) {
 	s := storetest.Open(t, storetest.SQLite(t))
 	readers := store.Readers(s)
+	// The few rows of a delegation are read to the end, and the next caller of the connection has
+	// its own context again.
+	for range 2 * readers {
+		leaving, leave := context.WithCancel(t.Context())
+		err := s.Read(leaving, func(tx *store.Tx) error {
+			leave()
+			_, err := tx.Standing("", nil)
+			return err
+		})
+		if err != nil {
+			t.Errorf("the rows of a delegation: %v", err)
+		}
+	}
 	answers := make(chan error, readers)
 	ctx, cancel := context.WithCancel(t.Context())
 	for range readers {
