@@ -141,7 +141,7 @@ func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 		return scanRows(rows, func(r row) error {
 			var spent Spent
 			var position int
-			if err := r.Scan(append(spent.columns(), &position)...); err != nil {
+			if err := r.Scan(append(spent.columnsWithLines(), &position)...); err != nil {
 				return err
 			}
 			found[position-1], batch[position-1].value.spent = true, spent

@@ -62,7 +62,7 @@ func (s *Store) Spend(ctx context.Context, spend *Spend, prepare func(*Spent)) e
 }
 
 // Three statements spend a token: one for SQLite, one for a single refresh on
-// PostgreSQL, and one for a batch on PostgreSQL. The statements differ in three places:
+// PostgreSQL, and one for a batch on PostgreSQL. The statements differ in four places:
 //
 //  - The clock: SQLite receives the time as an argument, and PostgreSQL reads the clock of
 //    PostgreSQL's server.
@@ -70,8 +70,10 @@ func (s *Store) Spend(ctx context.Context, spend *Spend, prepare func(*Spent)) e
 //    server's time; four subqueries on users take 38 µs. SQLite's RETURNING cannot use a
 //    joined table, and each subquery on users takes SQLite 2 to 3 µs. So SQLite's statement has
 //    one subquery for three columns, as the three lines of a text. The statement for a batch has
-//    subqueries, since PostgreSQL without statistics might join all users first, and read every
-//    session of these users.
+//    the same subquery, since PostgreSQL without statistics might join all users first, and read
+//    every session of these users. A subquery for each column takes PostgreSQL a tenth more.
+//  - The floor for versions: for a single refresh PostgreSQL joins the row of the floor, which
+//    takes 8 µs less than a subquery. The statement for a batch reads the floor once.
 //  - The arguments: the statement for a batch takes one array for each argument, and returns for
 //    each refresh the position in the arrays. In a batch of thirty refreshes PostgreSQL takes
 //    40 µs for each refresh; as thirty single statements in a pipeline, 80 µs for each.
@@ -118,12 +120,13 @@ const spendPostgres = `UPDATE sessions AS s SET
 		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / $6 = spent_at / $6 THEN low ELSE current END,
 		earlier_low = CASE clock.now / $6 - spent_at / $6 WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END
-	FROM users u, (SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now) AS clock
+	FROM users u LEFT JOIN settings f ON f.name = '` + versionFloor + `',
+		(SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now) AS clock
 	WHERE s.id = $1 AND current = $2 AND ended_at IS NULL AND replace(s.audience, $3, '') <> s.audience
 		AND refreshed_at + $4 > clock.now AND (s.created_at + $5) / 1000000 * 1000000 > clock.now
 		AND u.id = s.user_id AND u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= s.born_ver
 	RETURNING s.user_id, s.audience, s.created_at, s.refreshed_at,
-		u.username, u.roles, u.ver, ` + floorColumn
+		u.username, u.roles, u.ver, COALESCE(CAST(f.value AS BIGINT), 0)`
 
 // spendPostgresBatch takes an array for each argument of spendPostgres. The last
 // column of a row of the result is the position, from 1, of the refresh token in the arrays.
@@ -138,9 +141,7 @@ const spendPostgresBatch = `UPDATE sessions AS s SET
 		AND refreshed_at + m.idle > clock.now AND (s.created_at + m.most) / 1000000 * 1000000 > clock.now
 		AND (SELECT u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= s.born_ver FROM users u WHERE u.id = s.user_id)
 	RETURNING s.user_id, s.audience, s.created_at, s.refreshed_at,
-		(SELECT u.username FROM users u WHERE u.id = s.user_id),
-		(SELECT u.roles FROM users u WHERE u.id = s.user_id),
-		(SELECT u.ver FROM users u WHERE u.id = s.user_id), ` + floorColumn + `, m.position`
+		(SELECT u.username || chr(10) || u.roles || chr(10) || u.ver FROM users u WHERE u.id = s.user_id), ` + floorColumn + `, m.position`
 
 // args returns the arguments $1 to $6 of the statement for one refresh, in order. SQLite also
 // needs the time, as $7.
@@ -156,8 +157,9 @@ func (s *Spend) quotedAudience() string { return `"` + s.Audience + `"` }
 // divide by the grace. The function span in internal/session also uses at least 1.
 func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 
-// columnsSQLite returns pointers to the fields, in the order of RETURNING in spendSQLite.
-func (s *Spent) columnsSQLite() []any {
+// columnsWithLines returns pointers to the fields, in the order of RETURNING in spendSQLite and
+// spendPostgresBatch.
+func (s *Spent) columnsWithLines() []any {
 	return []any{&s.UserID, (*stringsColumn)(&s.Audience), (*timeColumn)(&s.CreatedAt), (*timeColumn)(&s.RefreshedAt),
 		(*userLines)(s), &s.Floor}
 }
@@ -177,7 +179,7 @@ func (u *userLines) Scan(value any) error {
 	return err
 }
 
-// columns returns pointers to the fields, in the order of RETURNING in PostgreSQL's statements.
+// columns returns pointers to the fields, in the order of RETURNING in spendPostgres.
 func (s *Spent) columns() []any {
 	return []any{&s.UserID, (*stringsColumn)(&s.Audience), (*timeColumn)(&s.CreatedAt), (*timeColumn)(&s.RefreshedAt),
 		&s.Username, (*wordsColumn)(&s.Roles), &s.Version, &s.Floor}

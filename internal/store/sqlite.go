@@ -119,7 +119,7 @@ func (s *sqliteDB) spend(ctx context.Context, spend *Spend, early func(*Spent)) 
 	rows := make(chan func(), 1)
 	err := s.writer.do(ctx, write{oneStatement: true, early: rows, fn: func(tx *Tx) error {
 		row := &Spent{} // a new row for each run of fn: the caller may still read the row of an earlier run
-		err := tx.queryRow(into(row.columnsSQLite()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
+		err := tx.queryRow(into(row.columnsWithLines()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
 		spent = row
 		if err == nil {
 			select {
