@@ -38,7 +38,7 @@ var parts = []struct {
 }{
 	{"interceptor", interceptors, false}, {"telemetry", telemetry, true}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"delegation", delegations, false},
 	{"revocation", revocation, false},
-	{"memory", memory, false}, {"wire", wire, false}, {"start", starts, true}, {"flood", flood, true}, {"guesses", guesses, true}, {"strangers", strangers, true},
+	{"memory", memory, false}, {"wire", wire, false}, {"start", starts, true}, {"flood", flood, true}, {"login", logins, true}, {"guesses", guesses, true}, {"strangers", strangers, true},
 	{"replicas", replicas, true}, {"sqlite-refresh", sqliteRefresh, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
 	{"postgres-trips", postgresTrips, true}, {"postgres-pool", postgresPool, true}, {"postgres-growth", postgresGrowth, true},
 }
@@ -47,7 +47,7 @@ func main() {
 	b := &bench{}
 	flag.BoolVar(&b.quick, "quick", false, "take under a minute, without PostgreSQL unless -only asks for it")
 	only := flag.String("only", "", "measure the parts whose names match this regular expression")
-	flag.StringVar(&b.profiles, "profiles", "", "write profiles of the server into this folder, in the parts sqlite-refresh and postgres-refresh")
+	flag.StringVar(&b.profiles, "profiles", "", "write profiles of the server into this folder, in the parts sqlite-refresh, postgres-refresh and login")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)
 	if err != nil {

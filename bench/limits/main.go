@@ -1,8 +1,9 @@
-// Command limits does one part of a refresh, and nothing else. The bench compares a refresh of
-// Watchword with the sum of the parts. The command shares no code with Watchword.
+// Command limits does one part of a refresh or of a login, and nothing else. The bench compares a
+// refresh of Watchword with the sum of the parts, and a login with the hash. The command shares no code with Watchword.
 //
 //	limits call SIZE           serves a gRPC method without interceptors; the answers have SIZE bytes
 //	limits sign                makes signatures, Ed25519
+//	limits argon2id            makes hashes of a password, with the parameters of OWASP
 //	limits sqlite FILE         updates rows of a new table, in shared durable commits
 //	limits postgres URI POOL   updates rows of a new table, over a pgx pool with POOL connections
 //
@@ -24,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/crypto/argon2"
 	"google.golang.org/grpc"
 )
 
@@ -37,6 +39,8 @@ func main() {
 		err = serve(args[0])
 	case "sign":
 		do, err = signatures()
+	case "argon2id":
+		do = hashes
 	case "sqlite":
 		do, err = sqliteUpdates(args[0])
 	case "postgres":
@@ -105,6 +109,12 @@ func signatures() (func() error, error) {
 	_, key, err := ed25519.GenerateKey(nil)
 	text := make([]byte, 400)
 	return func() error { ed25519.Sign(key, text); return nil }, err
+}
+
+// hashes makes one hash.
+func hashes() error {
+	argon2.IDKey([]byte("correct horse battery staple"), make([]byte, 16), 2, 19<<10, 1, 32)
+	return nil
 }
 
 const (
