@@ -42,11 +42,6 @@ const (
 	exitInterrupted = 130
 )
 
-// gcPercent is Go's GOGC for a running server, unless the variable GOGC is set. With Go's default,
-// 100, the collection of garbage takes a fifth to a third of the processor time of a small call.
-// The memory limit bounds how much memory a larger number takes.
-const gcPercent = 200
-
 // Terminal holds the input and the outputs of a command. Tests replace the input and both
 // outputs.
 type Terminal struct {
@@ -175,9 +170,6 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	}
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // the variable GOMEMLIMIT is not set
 		debug.SetMemoryLimit(s.MemoryGoal())
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
