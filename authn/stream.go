@@ -60,7 +60,9 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 			}
 			again, err := v.guard(ctx, info.FullMethod)
 			if err == nil { // a new trust state has replaced the key object of the earlier check
-				s.token.Store(again.token)
+				if again.token != nil { // a public method has no token
+					s.token.Store(again.token)
+				}
 				continue
 			}
 			s.refused.Store(&err)

@@ -12,11 +12,14 @@ const (
 	// maxSeenLength bounds the assertions that seen remembers, in bytes: the tokens of
 	// Kubernetes and of CI systems have 1 to 2 KiB.
 	maxSeenLength = 4 << 10
-	// seenBytes bounds the memory of each of the two halves of seen. A remembered assertion
-	// takes about seenEach bytes and twice the length of the assertion: a half has room for
-	// 700 tokens of Kubernetes.
+	// seenBytes bounds the memory of each of the two halves of seen, as [checked.size] counts the
+	// memory: a half has room for about 450 tokens of Kubernetes.
 	seenBytes = 2 << 20
-	seenEach  = 1 << 10
+	// seenEach is the memory of a remembered assertion, in bytes, without the claims.
+	seenEach = 512
+	// objectBytes and valueBytes are the memory of an object with one member, and of another
+	// value in the claims, in bytes, without the text.
+	objectBytes, valueBytes = 340, 40
 )
 
 // checked is an assertion with a right form and a right signature. A checked never changes.
@@ -32,6 +35,30 @@ func (c *checked) stillCounts(s *source) bool {
 	key, err := s.key(c.says)
 	same, ok := key.(interface{ Equal(crypto.PublicKey) bool })
 	return err == nil && ok && same.Equal(c.key)
+}
+
+// size returns the memory of a remembered assertion with a text of so many bytes. Decoded claims
+// can take twenty times the memory of their text.
+func (c *checked) size(text int) int { return seenEach + text + sizeOf(c.claims) }
+
+// sizeOf returns the memory of a claim's value, in bytes, without the memory of texts. The parser
+// bounds the depth of objects.
+func sizeOf(value any) (bytes int) {
+	switch value := value.(type) {
+	case map[string]any:
+		bytes = objectBytes
+		for _, member := range value {
+			bytes += sizeOf(member)
+		}
+	case []any:
+		bytes = valueBytes
+		for _, element := range value {
+			bytes += sizeOf(element)
+		}
+	default:
+		bytes = valueBytes
+	}
+	return bytes
 }
 
 // seen remembers the assertions that were exchanged lately, so that the signature of each is
@@ -78,11 +105,12 @@ func (s *seen) put(raw string, c *checked) {
 }
 
 func (s *seen) putLocked(id [sha256.Size]byte, c *checked, length int) {
+	size := c.size(length)
 	if s.newer[id] == nil {
-		s.used += seenEach + 2*length
+		s.used += size
 	}
 	if s.newer == nil || s.used > seenBytes {
-		s.newer, s.older, s.used = map[[sha256.Size]byte]*checked{}, s.newer, seenEach+2*length
+		s.newer, s.older, s.used = map[[sha256.Size]byte]*checked{}, s.newer, size
 	}
 	s.newer[id] = c
 }

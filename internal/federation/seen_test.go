@@ -8,9 +8,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -151,7 +153,7 @@ func TestSeenIsBounded(t *testing.T) {
 			t.Fatalf("the assertion in use is forgotten after %d others", i)
 		}
 	}
-	if n, most := len(s.newer)+len(s.older), 2*seenBytes/(seenEach+2*1000); n > most || n < most/3 {
+	if n, most := len(s.newer)+len(s.older), 2*seenBytes/busy.size(1000); n > most || n < most/3 {
 		t.Errorf("%d assertions of 1000 bytes are remembered, want %d to %d", n, most/3, most)
 	}
 	if s.get(text(0)) != nil || s.get(text(9999)) == nil {
@@ -161,4 +163,43 @@ func TestSeenIsBounded(t *testing.T) {
 	if s.put(long, busy); s.get(long) != nil {
 		t.Error("a long assertion is remembered")
 	}
+}
+
+// Claims that take far more memory than their text take no more memory in seen than others.
+func TestSeenIsBoundedInMemory(t *testing.T) {
+	for name, claims := range map[string]string{
+		"objects":        `{"a":[` + strings.Repeat(`{"":0},`, 400) + `0]}`,
+		"nested objects": strings.Repeat(`{"":`, 15) + "0" + strings.Repeat("}", 15),
+		"empty objects":  `{"a":[` + strings.Repeat(`{},`, 900) + `0]}`,
+		"numbers":        `{"a":[` + strings.Repeat(`0,`, 1400) + `0]}`,
+		"short texts":    `{"a":[` + strings.Repeat(`"b",`, 700) + `0]}`,
+		"Kubernetes":     `{"aud":["https://auth.test"],"exp":1,"iat":1,"iss":"https://k.test","kubernetes.io":{"namespace":"shop","pod":{"name":"orders-5d4f","uid":"0c"},"serviceaccount":{"name":"orders","uid":"0d"}},"sub":"system:serviceaccount:shop:orders"}`,
+	} {
+		var s seen
+		before := heap()
+		for i := range 4000 {
+			text := fmt.Sprint(i) + claims
+			decoder := json.NewDecoder(strings.NewReader(claims))
+			decoder.UseNumber()
+			c := &checked{}
+			if err := decoder.Decode(&c.claims); err != nil {
+				t.Fatal(err)
+			}
+			s.put(text, c)
+		}
+		if taken := heap() - before; taken > 2*seenBytes {
+			t.Errorf("%s: %d assertions take %d KiB", name, len(s.newer)+len(s.older), taken>>10)
+		} else {
+			t.Logf("%s: %d assertions take %d KiB", name, len(s.newer)+len(s.older), taken>>10)
+		}
+		runtime.KeepAlive(&s)
+	}
+}
+
+// heap returns the memory in use, in bytes.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

@@ -104,8 +104,8 @@ type Tokens struct {
 }
 
 // A Grant holds the content of new tokens. A transaction returns a Grant, and [Sessions.Sign]
-// makes the tokens after the commit: a signature inside the transaction would keep the
-// transaction's locks for longer.
+// makes the tokens outside of the transaction: a signature inside the transaction would keep the
+// transaction's locks for longer. The client gets the tokens after the commit.
 type Grant struct {
 	session  *store.Session // has at least the fields that Sign reads
 	username string
