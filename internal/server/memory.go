@@ -112,7 +112,16 @@ const proxiedMemory = 21 << 10
 func (s *Server) MemoryGoal() int64 {
 	hashes := int64(s.passwords.Parallel()) * password.Default.Footprint()
 	connections := connectionMemory*int64(s.limits.connections) + proxiedMemory*int64(s.limits.proxied)
-	return connections + hashes + s.policy.List.Footprint()
+	return processLimits().goal(connections + hashes + s.policy.List.Footprint())
+}
+
+// goal returns the memory that the server plans for, and at most nine tenths of the cgroup's limit:
+// near its limit, Go collects garbage often, and the process lives on with less memory.
+func (l memoryLimits) goal(planned int64) int64 {
+	if cgroup, err := l.cgroup(); err == nil {
+		return int64(min(uint64(planned), cgroup/10*9))
+	}
+	return planned
 }
 
 // spareMemory gives memory back to the operating system after a flood. After the last call of a

@@ -61,6 +61,25 @@ func TestSize(t *testing.T) {
 	}
 }
 
+func TestMemoryGoal(t *testing.T) {
+	const mib = 1 << 20
+	for name, test := range map[string]struct {
+		cgroup uint64
+		err    error
+		want   int64
+	}{
+		"within the cgroup":        {1000 * mib, nil, 300 * mib},
+		"more than the cgroup":     {100 * mib, nil, 90 * mib},
+		"a cgroup without limit":   {0, memlimit.ErrNoLimit, 300 * mib},
+		"a limit near the largest": {math.MaxUint64, nil, 300 * mib},
+	} {
+		limits := memoryLimits{cgroup: func() (uint64, error) { return test.cgroup, test.err }}
+		if got := limits.goal(300 * mib); got != test.want {
+			t.Errorf("%s: %d MiB, want %d", name, got/mib, test.want/mib)
+		}
+	}
+}
+
 func TestHashMemory(t *testing.T) {
 	const gib = 1 << 30
 	is := func(n uint64) func() (uint64, error) { return func() (uint64, error) { return n, nil } }
