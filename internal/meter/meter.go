@@ -1,6 +1,7 @@
 // Package meter reports plain numbers through OpenTelemetry's metric API. A table of [Row]
 // lists the instruments of a value, and [Register] makes the instruments. Package meter counts
-// nothing: at each collection, OpenTelemetry calls the function that reads the numbers.
+// nothing: at each collection, OpenTelemetry calls the function that reads the numbers. A program
+// without OpenTelemetry's SDK collects the numbers by a [Page].
 package meter
 
 import (

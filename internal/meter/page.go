@@ -16,8 +16,11 @@ import (
 )
 
 // A Page is a MeterProvider for a program without OpenTelemetry's SDK. A Page collects the
-// instruments that [Register] makes, and drops all other instruments. The zero value is ready for
-// use, and is safe for concurrent use.
+// instruments that [Register] makes until the program ends, and drops all other instruments. The
+// zero value is ready for use, and is safe for concurrent use.
+//
+// The SDK with its exporter for Prometheus would make the program larger and its start slower, for
+// a page of some twenty lines.
 type Page struct {
 	noop.MeterProvider
 
@@ -26,8 +29,9 @@ type Page struct {
 	reads  []metric.Callback
 }
 
-// series is one instrument of a Page. name is the name that OpenTelemetry's exporter for Prometheus
-// would give the instrument.
+// series is one instrument of a Page. For the units "s" and "By" and for units in braces, name is
+// the name that OpenTelemetry's exporter for Prometheus would give the instrument; for every other
+// unit, the exporter adds the unit to the name.
 type series struct {
 	metric.Float64Observable
 	embedded.Float64ObservableCounter
@@ -64,6 +68,8 @@ func (p *Page) add(name, kind, unit, text string) *series {
 	return p.series[len(p.series)-1]
 }
 
+// RegisterCallback adds a function that reads values. The method Unregister of the registration does
+// nothing: the page reads the values until the program ends.
 func (m pageMeter) RegisterCallback(read metric.Callback, _ ...metric.Observable) (metric.Registration, error) {
 	m.page.mu.Lock()
 	defer m.page.mu.Unlock()
@@ -71,8 +77,8 @@ func (m pageMeter) RegisterCallback(read metric.Callback, _ ...metric.Observable
 	return noop.Registration{}, nil
 }
 
-// Text returns the values of all instruments in the text form of Prometheus. The program has to
-// choose the values of the attributes: Text escapes no value. Errors: those of reading a value.
+// Text returns the values of all instruments in the text form of Prometheus. Errors: those of
+// reading a value.
 func (p *Page) Text(ctx context.Context) ([]byte, error) {
 	p.mu.Lock()
 	all, reads := slices.Clone(p.series), slices.Clone(p.reads)
@@ -84,13 +90,20 @@ func (p *Page) Text(ctx context.Context) ([]byte, error) {
 	}
 	var text bytes.Buffer
 	for _, s := range all {
-		fmt.Fprintf(&text, "# HELP %s %s\n# TYPE %s %s\n", s.name, s.text, s.name, s.kind)
+		fmt.Fprintf(&text, "# HELP %s %s\n# TYPE %s %s\n", s.name, inHelp.Replace(s.text), s.name, s.kind)
 		for _, labels := range slices.Sorted(maps.Keys(values.of[s])) {
 			fmt.Fprintf(&text, "%s%s %g\n", s.name, labels, values.of[s][labels])
 		}
 	}
 	return text.Bytes(), errors.Join(errs...)
 }
+
+// inHelp and inLabel escape a text in the text form of Prometheus: in the description of a series,
+// and in the value of a label.
+var (
+	inHelp  = strings.NewReplacer(`\`, `\\`, "\n", `\n`)
+	inLabel = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
+)
 
 // pageValues holds the values of instruments, by the labels.
 type pageValues struct {
@@ -103,7 +116,7 @@ func (v pageValues) ObserveFloat64(instrument metric.Float64Observable, value fl
 	attributes := metric.NewObserveConfig(options).Attributes()
 	var labels []string
 	for _, a := range attributes.ToSlice() {
-		labels = append(labels, fmt.Sprintf("%s=%q", a.Key, a.Value.AsString()))
+		labels = append(labels, fmt.Sprintf(`%s="%s"`, a.Key, inLabel.Replace(a.Value.String())))
 	}
 	key := ""
 	if len(labels) > 0 {

@@ -78,8 +78,8 @@ func (c *Calls) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	return resp, err
 }
 
-// Stream is the interceptor that counts streams, as [Calls.Unary] counts unary calls. Until its
-// end, a stream is counted as a running call.
+// Stream is the interceptor that counts streams, as [Calls.Unary] counts unary calls. A stream
+// is counted when the stream ends.
 func (c *Calls) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	m := c.methods[info.FullMethod]
 	if m == nil {
