@@ -109,10 +109,11 @@ func WaitForLock(t *testing.T, s *Store, patience time.Duration) {
 }
 
 // PoolSize is how many connections there are, and MaxBatch how many spendings
-// share a transaction.
+// share a transaction. BatchLead is the time for which a batch runs alone.
 const (
-	PoolSize = poolSize
-	MaxBatch = maxBatch
+	PoolSize  = poolSize
+	MaxBatch  = maxBatch
+	BatchLead = batchLead
 )
 
 // SpendTogether spends in one batch.
@@ -127,6 +128,28 @@ func SpendTogether(ctx context.Context, s *Store, spends []*Spend) []error {
 		errs[i] = <-j.result
 	}
 	return errs
+}
+
+// SpendQueued gives a refresh to the workers, as if other refreshes ran, and returns the place of
+// the answer.
+func SpendQueued(t *testing.T, s *Store, spend *Spend) <-chan error {
+	t.Helper()
+	j, err := s.engine.(*pgDB).spender.queue.enqueue(t.Context(), refresh{ctx: context.Background(), spend: spend})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j.result
+}
+
+// LeadBatches sets for how long a batch runs alone, from the next batch on.
+func LeadBatches(s *Store, lead time.Duration) { s.engine.(*pgDB).spender.lead = lead }
+
+// LetBatchesWait lets each batch wait for a row as long as PostgreSQL allows a statement to run,
+// until the end of the test.
+func LetBatchesWait(t *testing.T) {
+	before := pgBatchBounds
+	t.Cleanup(func() { pgBatchBounds = before })
+	pgBatchBounds = strings.Replace(before, fmt.Sprintf("'%d'", batchLockTime.Milliseconds()), "'0'", 1)
 }
 
 // WrapConnections wraps every connection to PostgreSQL that is made until the end

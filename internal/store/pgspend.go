@@ -16,9 +16,9 @@ import (
 )
 
 // spender lets refreshes that arrive together share a transaction, and so a round trip and a
-// flush of PostgreSQL's log. A worker takes all refreshes that were queued during its last
-// batch, and spends their refresh tokens by one statement. A refresh that arrives alone is sent
-// at once.
+// flush of PostgreSQL's log. A worker takes all refreshes that were queued before the worker's
+// batch could begin (see [batchLead]), and spends their refresh tokens by one statement. A refresh
+// that arrives alone is sent at once.
 //
 // The members of a batch are sorted by session, and the statement locks the rows in
 // this order, so that no two batches wait for each other in a circle. PostgreSQL may
@@ -31,8 +31,9 @@ type spender struct {
 	db        *pgDB
 	queue     *queue[refresh]
 	tasks     sync.WaitGroup
-	gathering sync.Mutex   // held by the worker that waits for refreshes, or runs a batch younger than batchLead
-	callers   atomic.Int64 // the number of running calls of spend
+	lead      time.Duration // batchLead; a test sets another time
+	gathering sync.Mutex    // held by the worker that waits for refreshes, or runs a batch younger than lead
+	callers   atomic.Int64  // the number of running calls of spend
 }
 
 const (
@@ -60,7 +61,7 @@ type refresh struct {
 }
 
 func newSpender(db *pgDB) *spender {
-	s := &spender{db: db, queue: newQueue[refresh](maxBatch)}
+	s := &spender{db: db, queue: newQueue[refresh](maxBatch), lead: batchLead}
 	for range spendWorkers {
 		s.tasks.Go(s.work)
 	}
@@ -71,7 +72,7 @@ func newSpender(db *pgDB) *spender {
 func (s *spender) work() {
 	s.gathering.Lock()
 	for batch := range s.queue.batches {
-		lead := time.AfterFunc(batchLead, s.gathering.Unlock)
+		lead := time.AfterFunc(s.lead, s.gathering.Unlock)
 		s.run(batch)
 		if lead.Stop() {
 			s.gathering.Unlock()
