@@ -76,6 +76,7 @@ func (t *pgTx) now() (at time.Time, err error) {
 }
 
 // uninterrupted does nothing: PostgreSQL has bounds of its own for each statement.
+// [runner] tells what SQLite gains.
 func (*pgTx) uninterrupted() {}
 
 // query locks the rows by the clause FOR with the text of lock, and waits if another

@@ -69,13 +69,13 @@ func (q *queue[T]) enqueue(ctx context.Context, value T) (*job[T], error) {
 }
 
 // wait returns the worker's answer, and until the answer comes, runs the functions that arrive in
-// early. If ctx ends first, wait withdraws a job that is still queued: no worker runs the job, and
+// work. If ctx ends first, wait withdraws a job that is still queued: no worker runs the job, and
 // the error matches ErrUnavailable and the error of ctx. If a worker has taken the job before ctx
 // ends, wait returns answered == false, and the answer arrives in j.result later.
-func (j *job[T]) wait(ctx context.Context, early <-chan func()) (answered bool, err error) {
+func (j *job[T]) wait(ctx context.Context, work <-chan func()) (answered bool, err error) {
 	for {
 		select {
-		case do := <-early:
+		case do := <-work:
 			do()
 		case err := <-j.result:
 			return true, err

@@ -20,7 +20,7 @@ func (tx *Tx) IssuerStamps(limit int) ([]*IssuerStamp, error) {
 // leads.
 type BoundUser struct {
 	Claims []BoundClaim
-	User   User // without the columns that an exchange does not need
+	User   User // only ID, Kind, Username, Roles, Disabled, Version, DeletedAt and Floor are set
 }
 
 func (b *BoundUser) columns() []any {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -52,7 +53,7 @@ func (s *Store) Spend(ctx context.Context, spend *Spend, prepare func(*Spent)) e
 	ctx, spending := s.startSpan(ctx, "store.refresh")
 	began := time.Now()
 	var prepared *Spent
-	spent, err := s.engine.spend(ctx, spend, func(early *Spent) { prepared = early; prepare(early) })
+	spent, err := s.engine.spend(ctx, spend, func(row *Spent) { prepared = row; prepare(row) })
 	s.spends.Add(time.Since(began))
 	spans.End(spending, errors.Is(err, ErrUnavailable))
 	if err == nil && spent != prepared {
@@ -164,19 +165,26 @@ func (s *Spent) columnsWithLines() []any {
 		(*userLines)(s), &s.Floor}
 }
 
-// userLines scans a text of three lines: the username, the roles and the version of a user.
+// userLines scans a text of three lines: the username, the roles and the version of a user. No
+// username (RFC 8265) and no role has a line break.
 type userLines Spent
 
+// Scan implements sql.Scanner, for both drivers.
 func (u *userLines) Scan(value any) error {
 	text, ok := value.(string)
-	lines := strings.Split(text, "\n")
-	if !ok || len(lines) != 3 {
-		return errors.New("a user must be a text of three lines")
+	if !ok {
+		return fmt.Errorf("a column should hold the lines of a user, and holds a %T", value)
 	}
-	u.Username, u.Roles = lines[0], strings.Fields(lines[1])
-	version, err := strconv.ParseInt(lines[2], 10, 64)
-	u.Version = version
-	return err
+	lines := strings.Split(text, "\n")
+	if len(lines) != 3 {
+		return fmt.Errorf("a column should hold three lines (username, roles and version), and holds %d", len(lines))
+	}
+	u.Username = lines[0]
+	var err error
+	if u.Version, err = strconv.ParseInt(lines[2], 10, 64); err != nil {
+		return errors.New("a column should hold a version in the third line, and holds another text")
+	}
+	return (*wordsColumn)(&u.Roles).Scan(lines[1])
 }
 
 // columns returns pointers to the fields, in the order of RETURNING in spendPostgres.

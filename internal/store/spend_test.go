@@ -14,8 +14,8 @@ type twice struct {
 
 func (twice) path() string { return "" }
 
-func (e twice) spend(_ context.Context, _ *Spend, early func(*Spent)) (*Spent, error) {
-	early(e.rows[0])
+func (e twice) spend(_ context.Context, _ *Spend, prepare func(*Spent)) (*Spent, error) {
+	prepare(e.rows[0])
 	return e.rows[1], nil
 }
 

@@ -114,17 +114,17 @@ func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error {
 	return s.writer.do(ctx, write{fn: fn})
 }
 
-func (s *sqliteDB) spend(ctx context.Context, spend *Spend, early func(*Spent)) (*Spent, error) {
+func (s *sqliteDB) spend(ctx context.Context, spend *Spend, prepare func(*Spent)) (*Spent, error) {
 	var spent *Spent
 	rows := make(chan func(), 1)
-	err := s.writer.do(ctx, write{oneStatement: true, early: rows, fn: func(tx *Tx) error {
+	err := s.writer.do(ctx, write{oneStatement: true, work: rows, fn: func(tx *Tx) error {
 		row := &Spent{} // a new row for each run of fn: the caller may still read the row of an earlier run
 		err := tx.queryRow(into(row.columnsWithLines()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
 		spent = row
 		if err == nil {
 			select {
-			case rows <- func() { early(row) }:
-			default:
+			case rows <- func() { prepare(row) }:
+			default: // rows still holds the row of an earlier run of fn; Store.Spend prepares again from the newest row
 			}
 		}
 		return err

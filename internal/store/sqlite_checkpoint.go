@@ -102,7 +102,8 @@ func (p *checkpointer) moveRest(c *sqliteConn, frames int) {
 }
 
 // pagesWritten returns the number of pages that the connection has written into the log since the
-// last call of pagesWritten.
+// last call of pagesWritten. After an error, pagesWritten returns askAfter, so that afterCommit asks
+// for the length of the log.
 func (c *sqliteConn) pagesWritten() (pages int) {
 	err := c.c.Raw(func(driver any) (err error) {
 		pages, _, err = driver.(sqlite.DBStatus).Status(sqlite.DBStatusCacheWrite, true)

@@ -34,7 +34,7 @@ type write struct {
 	// oneStatement tells that fn runs one statement, and returns ErrNotFound if the statement has
 	// changed nothing.
 	oneStatement bool
-	early        <-chan func() // functions from fn that the caller runs while the caller waits for the commit; nil: none
+	work         <-chan func() // functions from fn that the caller runs while the caller waits for the commit; nil: none
 	tx           *Tx           // the transaction of the latest run of fn
 }
 
@@ -59,7 +59,7 @@ func (w *writer) do(ctx context.Context, member write) error {
 	if err != nil {
 		return err
 	}
-	answered, err := j.wait(ctx, member.early)
+	answered, err := j.wait(ctx, member.work)
 	if !answered { // fn is running and sets variables of the caller, so the caller must wait
 		err = <-j.result
 	}

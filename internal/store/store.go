@@ -116,8 +116,10 @@ func newStore(e engine, schema int64, o options) *Store {
 type engine interface {
 	read(ctx context.Context, fn func(*Tx) error) error
 	write(ctx context.Context, fn func(*Tx) error) error
-	// spend can call early before the commit, in the goroutine of the caller: see [Store.Spend].
-	spend(ctx context.Context, s *Spend, early func(*Spent)) (*Spent, error)
+	// spend returns the row of the refresh, and may call prepare with the row before the commit, in
+	// the goroutine of the caller. If spend has not called prepare with the row that it returns,
+	// [Store.Spend] calls prepare.
+	spend(ctx context.Context, s *Spend, prepare func(*Spent)) (*Spent, error)
 	hints(ctx context.Context, hint func())
 	path() string
 	stats() Connections
