@@ -30,14 +30,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
-// A command ends with one of these exit statuses. exitUnreached means that the change is made,
-// and that the time of --wait-for was over before every verifier had reported the change. A
-// script can repeat a command after exitError, and must not repeat the command after exitUsage.
+// A command that fails ends with one of these exit statuses. exitUnreached means that the change
+// is made, and that the time of --wait-for was over before every verifier had reported the change.
+// A script can repeat a command after exitError, and must not repeat the command after exitUsage.
 // exitInterrupted is 128 plus the number of SIGINT, as in a shell.
 const (
-	exitOK          = 0
 	exitError       = 1
-	exitUsage       = 2
+	exitUsage       = settings.ExitUsage
 	exitUnreached   = 3
 	exitInterrupted = 130
 )

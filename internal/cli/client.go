@@ -141,13 +141,16 @@ type outage struct {
 	ever bool   // an answer has come
 }
 
+// newOutage returns an outage of the server or the database at which a command works.
+func (p *place) newOutage(t Terminal) outage { return outage{t: t, to: remote{p.Addr, p.connection}} }
+
 // over notes that an answer has come.
 func (o *outage) over() { o.said, o.ever = "", true }
 
 // tell writes to standard error why a call has failed, once for each reason. Errors: err, if
 // trying again is no help.
 func (o *outage) tell(err error) error {
-	if _, wrongFlag := o.to.hint(err); wrongFlag && !o.ever || !passing(err) {
+	if _, wrongFlag := o.to.hint(err); wrongFlag && !o.ever || !mayPass(err) {
 		return err
 	}
 	o.say(err)
@@ -162,9 +165,9 @@ func (o *outage) say(err error) {
 	}
 }
 
-// passing reports whether a call that has failed can succeed later with the same flags: the
+// mayPass reports whether a call that has failed can succeed later with the same flags: the
 // server or the database is away or has too many calls, or the connection broke.
-func passing(err error) bool {
+func mayPass(err error) bool {
 	s, ok := status.FromError(err)
 	if !ok {
 		return errors.Is(err, store.ErrUnavailable)

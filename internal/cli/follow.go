@@ -51,7 +51,7 @@ type follower struct {
 // follow prints events of the security record until ctx ends. Errors: an error that trying
 // again cannot mend.
 func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
-	f := &follower{auditCmd: c, outage: outage{t: t, to: remote{c.Addr, c.connection}}, audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
+	f := &follower{auditCmd: c, outage: c.newOutage(t), audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
 		Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session,
 	}}
 	if err := f.begin(); err != nil {
@@ -72,7 +72,7 @@ func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnI
 			pause.Reset()
 		}
 		if err != nil {
-			if err := f.goOn(err); err != nil {
+			if err := f.retryable(err); err != nil {
 				return err
 			}
 		}
@@ -245,9 +245,9 @@ func (f *follower) line(cells ...string) error {
 	return err
 }
 
-// goOn returns nil if another stream of WatchEvents can mend the error of a stream. Errors: err,
-// if trying again is no help.
-func (f *follower) goOn(err error) error {
+// retryable returns nil if another stream of WatchEvents can mend the error of a stream. Errors:
+// err, if trying again is no help.
+func (f *follower) retryable(err error) error {
 	switch {
 	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND:
 		return about{err, f.User}

@@ -60,7 +60,7 @@ func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientCo
 			return nil
 		}
 		wait := w.WaitFor - late.after
-		if err != nil && !passing(err) {
+		if err != nil && !mayPass(err) {
 			wait = 0 // trying again cannot help, such as when the revoked key has signed the caller's token
 		}
 		if wait > 0 {

@@ -38,7 +38,7 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 		}
 		t.Err = struct{ io.Writer }{t.Err} // switches off the line that shows that the command is at work, since the list shows it
 	}
-	away := outage{t: t, to: remote{c.Addr, c.connection}}
+	away := c.newOutage(t)
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		for {
 			all, err := allWatchers(ctx, conn)

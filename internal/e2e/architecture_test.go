@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
-	"internal/extauthz":        {"authn", gen, "authn/tokensource", "internal/meter", "internal/refusal", "internal/reload", "internal/settings", "internal/share", "internal/transport", "internal/version"}, // no database, and nothing of the server
+	"internal/extauthz":        {"authn", gen, "authn/tokensource", "internal/meter", "internal/reload", "internal/settings", "internal/share", "internal/transport", "internal/version"}, // no database, and nothing of the server
 	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/share", "internal/store", "internal/token", "internal/user"},
 	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},

@@ -106,7 +106,7 @@ func allow(client request, caller *authn.Principal) *authv3.CheckResponse {
 		}
 	}
 	for _, name := range client.names() {
-		// A service may read a header with underscores under the same name, as CGI does.
+		// CGI and some frameworks read x_watchword_subject as x-watchword-subject.
 		likeOurs := strings.HasPrefix(strings.ReplaceAll(name, "_", "-"), prefix)
 		if likeOurs && !slices.Contains(ours, name) { // names gives each name once
 			ok.HeadersToRemove = append(ok.HeadersToRemove, name)

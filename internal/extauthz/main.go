@@ -17,7 +17,11 @@ import (
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
-const name = "watchword-ext-authz"
+const (
+	name = "watchword-ext-authz"
+	// exitError is the exit status after a failure.
+	exitError = 1
+)
 
 // commands holds the commands of the program. Every flag has an environment variable
 // WATCHWORD_EXT_AUTHZ_….
@@ -40,11 +44,11 @@ func (c *serveCmd) Run(ctx context.Context, t terminal) error {
 // terminal holds the output for the log.
 type terminal struct{ log io.Writer }
 
-// usageError means wrong usage: exit status 2.
+// usageError means wrong usage: exit status [settings.ExitUsage].
 type usageError struct{ error }
 
 // Main runs a command until the command ends or SIGINT or SIGTERM comes, and returns the exit
-// status: 0, 1 on a failure, 2 on wrong usage.
+// status: 0, exitError on a failure, [settings.ExitUsage] on wrong usage.
 func Main(args []string, out, err io.Writer) int {
 	set, fault := settings.New(settings.Program{
 		Name: name, Description: "Answers Envoy's ext_authz by Watchword's access tokens.", Version: version.String(),
@@ -52,12 +56,12 @@ func Main(args []string, out, err io.Writer) int {
 	})
 	if fault != nil {
 		fmt.Fprintf(err, "%s: %v\n", name, fault)
-		return 1
+		return exitError
 	}
 	return set.Main(context.Background(), args, func(fault error) (string, int) {
 		if errors.As(fault, new(usageError)) {
-			return fault.Error(), 2
+			return fault.Error(), settings.ExitUsage
 		}
-		return fault.Error(), 1
+		return fault.Error(), exitError
 	}, terminal{err})
 }

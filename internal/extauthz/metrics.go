@@ -7,13 +7,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// numbers are the numbers of /metrics beside those of the verifier.
+// numbers holds what /metrics shows, beside the series of the verifier.
 type numbers struct {
 	*checker
 	bounds map[string]share.Stats
 }
 
-// instruments lists the numbers. The series of the bounds are named as those of the Watchword
+// instruments lists the series of /metrics, beside those of the verifier. The series of the bounds are named as those of the Watchword
 // server, so that one alarm watches both programs. No value of an attribute comes from a client.
 var instruments = []meter.Row[numbers]{
 	meter.Counter("watchword.ext_authz.requests", "{request}", "Requests that Envoy has asked about, by the answer.",

@@ -84,14 +84,14 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	}
 	s := &server{logger: logger, verifier: verifier, questions: newQuestions(), checker: newChecker(verifier, logger), page: page}
 	s.grpc, s.http = s.grpcServer(forGRPC), s.httpServer(forHTTP)
-	connections, visits := places(maxConnections), places(maxHTTP)
-	if err := s.report(map[string]*share.Pool{"grpc_connections": connections, "http_connections": visits, "questions": s.questions.places}); err != nil {
+	connections, httpConnections := places(maxConnections), places(maxHTTP)
+	if err := s.report(map[string]*share.Pool{"grpc_connections": connections, "http_connections": httpConnections, "questions": s.questions.places}); err != nil {
 		return errors.Join(err, grpcListener.Close(), httpListener.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go files.Run(ctx) // serve does not wait for Run's end: Run holds nothing that has to be closed
-	return s.run(ctx, bounded(grpcListener, connections), bounded(httpListener, visits))
+	return s.run(ctx, bounded(grpcListener, connections), bounded(httpListener, httpConnections))
 }
 
 // run serves on both addresses until ctx ends, and stops in order.

@@ -10,10 +10,13 @@ import (
 	"syscall"
 )
 
+// ExitUsage is the exit status after a wrong command line.
+const ExitUsage = 2
+
 // Main reads a command line and runs the command. SIGINT and SIGTERM end ctx, and a second signal
 // ends the process at once. Main writes what is wrong to Program.Err, and returns the exit status:
-// 0, 2 for a wrong command line, and what judge returns for an error of the command. judge also
-// returns the text of the error. values are those of [Settings.Run].
+// 0, [ExitUsage] for a wrong command line, and what judge returns for an error of the command. judge
+// also returns the text of the error. values are those of [Settings.Run].
 func (s *Settings) Main(ctx context.Context, args []string, judge func(error) (text string, status int), values ...any) (status int) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -24,7 +27,7 @@ func (s *Settings) Main(ctx context.Context, args []string, judge func(error) (t
 	}
 	if err := s.Read(args); err != nil {
 		say(fmt.Sprintf("%v\nTry: %s --help", err, s.program.Name))
-		return 2
+		return ExitUsage
 	}
 	if err := s.Run(ctx, values...); err != nil {
 		text, status := judge(err)

@@ -11,6 +11,10 @@
 // The commands are fields with the tags of the parser kong, and only settings imports kong. A
 // command may have the methods of kong: Help, Validate, AfterApply and Run, which can have a
 // *[Settings] as an argument.
+//
+// [Settings.Main] does what the main function of every program does: reads the command line, ends
+// the command after a signal, and returns the exit status. [Log] holds the flags about the log of a
+// program that serves.
 package settings
 
 import (
