@@ -13,8 +13,9 @@ type numbers struct {
 	bounds map[string]share.Stats
 }
 
-// instruments lists the series of /metrics, beside those of the verifier. The series of the bounds are named as those of the Watchword
-// server, so that one alarm watches both programs. No value of an attribute comes from a client.
+// instruments lists the series of /metrics, beside those of the verifier. The series of the bounds
+// are named as those of the Watchword server, so that one alarm watches both programs. No value of
+// an attribute comes from a client.
 var instruments = []meter.Row[numbers]{
 	meter.Counter("watchword.ext_authz.requests", "{request}", "Requests that Envoy has asked about, by the answer.",
 		func(n numbers, add meter.Adder) {

@@ -30,7 +30,7 @@ type refused struct {
 
 func (e refused) Unwrap() error { return e.error }
 
-// detail returns the text for the security record.
+// detail returns the reason for the security record, after the name of a known issuer.
 func (e refused) detail() string {
 	if e.issuer == "" {
 		return e.why

@@ -127,9 +127,9 @@ func about(err error) error {
 
 // attempt holds what one check of an assertion has found.
 type attempt struct {
-	iss  string   // the claim iss of the assertion; empty if the form is wrong
-	by   *trusted // the issuer in memory; nil if the issuer is unknown
-	seen bool     // true if an earlier call has checked the signature
+	iss        string   // the claim iss of the assertion; empty if the form is wrong
+	by         *trusted // the issuer in memory; nil if the issuer is unknown
+	remembered bool     // true if an earlier call has checked the signature
 }
 
 // judgeAndRecord judges an assertion, and records the exchange. Before a refusal,
@@ -144,7 +144,7 @@ func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, err
 		a, err := x.check(ctx, raw, &tried)
 		if err == nil {
 			var g *grant
-			if g, err = x.record(ctx, a); err == nil && !tried.seen {
+			if g, err = x.record(ctx, a); err == nil && !tried.remembered {
 				x.seen.put(raw, a.checked)
 			}
 			if !errors.Is(err, errChanged) {
@@ -178,9 +178,9 @@ func (x *Exchanger) check(ctx context.Context, raw string, tried *attempt) (*ass
 	c := x.seen.get(raw)
 	if c != nil {
 		*tried = attempt{iss: c.says.Issuer, by: x.keys.of(c.says.Issuer)}
-		tried.seen = tried.by != nil && c.stillCounts(tried.by.source)
+		tried.remembered = tried.by != nil && c.stillCounts(tried.by.source)
 	}
-	if !tried.seen {
+	if !tried.remembered {
 		var err error
 		if c, err = x.checkSignature(ctx, raw, tried); err != nil {
 			return nil, err
@@ -190,7 +190,7 @@ func (x *Exchanger) check(ctx context.Context, raw string, tried *attempt) (*ass
 }
 
 // checkSignature checks the form and the signature of an assertion, when the client's network has
-// its turn. Errors: as check.
+// its turn. Errors: those of [Exchanger.check].
 func (x *Exchanger) checkSignature(ctx context.Context, raw string, tried *attempt) (*checked, error) {
 	leave, err := x.checks.Enter(ctx, caller.SourceOf(ctx).Network())
 	switch {

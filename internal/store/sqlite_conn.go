@@ -131,8 +131,8 @@ func newSQLiteTx(c *sqliteConn) *Tx {
 
 func (t sqliteTx) now() (time.Time, error) { return t.at, nil }
 
-// uninterrupted forgets the context of the caller that reads. [runner]
-// tells the reason.
+// uninterrupted forgets the context of the caller that reads: [runner] tells
+// the reason.
 func (c *sqliteConn) uninterrupted() { c.ctx = nil }
 
 // exclusive does nothing: SQLite has one writer at a time.

@@ -86,7 +86,7 @@ func ParseForeign(raw string, find func(Foreign) (crypto.PublicKey, error)) (map
 }
 
 func (p parts) foreignHeader() (Foreign, error) {
-	header, ok := decodeObject(p.header, make([]member, 0, 12))
+	header, ok := decodeObject(p.header, make([]member, 0, usualMembers))
 	if !ok {
 		return Foreign{}, errHeader
 	}

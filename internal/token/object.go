@@ -31,6 +31,11 @@ type member struct{ name, value string }
 // cost a millisecond.
 const maxMembers = 64
 
+// usualMembers is the capacity of the room for the members of an object: the dozen members of a
+// usual token fit without growth. The capacity must be a constant, so that the room of a header
+// stays on the stack.
+const usualMembers = 12
+
 // decodeObject decodes a base64url part with a single JSON object in UTF-8. decodeObject
 // refuses a repeated name, and uses room, as [newObject] does.
 func decodeObject(part string, room []member) (o object, ok bool) {

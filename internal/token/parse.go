@@ -89,7 +89,7 @@ func split(raw string) (parts, bool) {
 
 // key checks the header, and returns the key for the header's kid.
 func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
-	header, ok := decodeObject(p.header, make([]member, 0, 12))
+	header, ok := decodeObject(p.header, make([]member, 0, usualMembers))
 	if !ok {
 		return nil, errHeader
 	}
@@ -119,7 +119,7 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 
 // claims decodes the payload. The caller must have checked the signature.
 func (p parts) claims() (*Claims, error) {
-	payload, ok := decodeObject(p.payload, make([]member, 0, 12))
+	payload, ok := decodeObject(p.payload, make([]member, 0, usualMembers))
 	if !ok {
 		return nil, errClaims
 	}
