@@ -77,7 +77,8 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 }
 
 // openStreams holds the open streams of a verifier, and judges the tokens of the streams twice
-// a second. One timer serves all streams, and runs while a stream is open.
+// a second. One timer serves all streams, and runs while a stream is open:
+// docs/decisions/2026-11-29-one-timer-for-open-streams.md tells the reason.
 type openStreams struct {
 	bundle *bundle
 
@@ -115,6 +116,8 @@ func (o *openStreams) judge() {
 	streams := slices.Clone(o.streams) // streams begin and end while judge judges
 	o.mu.Unlock()
 	for _, s := range streams {
+		// The argument is true, since guard has checked the audience at the beginning of the stream:
+		// neither the audience of the token nor the access rule of the method can change.
 		if t := s.token.Load(); o.bundle.stillAccepted(t) || o.bundle.judge(t, true) == accepted {
 			continue
 		}
