@@ -1,5 +1,6 @@
 // Command limits does one part of a refresh or of a login, and nothing else. The bench compares a
-// refresh of Watchword with the sum of the parts, and a login with the hash. The command shares no code with Watchword.
+// refresh of Watchword with the sum of the parts, and a login with the hash. The command shares no
+// code with Watchword.
 //
 //	limits call SIZE           serves a gRPC method without interceptors; the answers have SIZE bytes
 //	limits sign                makes signatures, Ed25519
