@@ -61,9 +61,9 @@ func (v *Verifier) AuthorizeByRule(ctx context.Context, access *watchwordv1.Acce
 }
 
 // withIncoming returns ctx with authorization in place of the values of the metadata
-// "authorization". The handler's context must have the token that was checked, since the package
-// tokensource sends on the token of the context: ctx may come from a handler that grpc-go has
-// called with another token.
+// "authorization". In a guarded method, the handler's context must have the token that was checked,
+// since the package tokensource sends on the token of the context: ctx may come from a handler that
+// grpc-go has called with another token.
 func withIncoming(ctx context.Context, authorization []string) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx) // returns a copy, which withIncoming can change
 	if md == nil {

@@ -64,7 +64,8 @@ type entry struct {
 	next, prev *entry                // the neighbors in the ring of all entries of the shard
 }
 
-// newCache makes a cache of at most budget bytes.
+// newCache makes a cache of at most budget bytes. If counts is true, the cache counts the tokens that
+// get finds.
 func newCache(budget int, counts bool) *cache {
 	width := bits.Len(uint(max(cacheShards, budget/(2*entryBytes))))
 	c := &cache{slots: make([]atomic.Pointer[entry], 1<<width), shift: 64 - width, counts: counts}

@@ -181,7 +181,8 @@ func aboutOwn(err error) error {
 // find returns the delegation for a caller's token, and starts a delegation if there is none.
 //
 // Errors: the reason for the end of the source; during the pause after a failed delegation, the
-// error of the failed delegation; RESOURCE_EXHAUSTED without room.
+// error of the failed delegation; RESOURCE_EXHAUSTED if maxDelegations delegations wait for
+// Watchword.
 func (o *onBehalf) find(ctx context.Context, subject string) (*delegation, error) {
 	key, now := subjectKey(sha256.Sum256([]byte(subject))), time.Now()
 	o.mu.Lock()

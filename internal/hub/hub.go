@@ -125,8 +125,8 @@ type Update struct {
 	Whole    bool    // every event committed before Time.Asked is published
 }
 
-// Reading holds what the database's clock has shown once: the clock showed Token after the time
-// Asked and before the time Answered of [Hub.Elapsed].
+// Reading holds one answer of the database's clock. The clock showed the time Token at a moment
+// between Asked and Answered, which are times of [Hub.Elapsed].
 type Reading struct {
 	Token           time.Time
 	Asked, Answered time.Duration

@@ -51,7 +51,7 @@ func (h *Hub) LimitWatchers(n int, known *share.Known) {
 func newTurns() *share.Turns { return share.NewTurns(snapshotsPerPeer, math.MaxInt32) }
 
 // awaitTurn waits until fewer than snapshotsPerPeer snapshots are being sent to the watcher's
-// peer. Errors: that of ctx.
+// peer. Errors: the error of ctx if ctx ends during the wait.
 func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
 	w.leaveTurn, err = w.hub.turns.Enter(ctx, peer)
 	w.turnUntil = time.Now().Add(snapshotTimeout)

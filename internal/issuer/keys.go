@@ -70,7 +70,8 @@ func listed(tx *store.Tx, master *seal.Keys) (*authentic, error) {
 	return authenticate(tx, master, id)
 }
 
-// List returns every signing key in the database, the oldest first. Errors: as [List].
+// List returns every signing key in the database, the oldest first. Errors: those of
+// the function List.
 func (k *Keyring) List(ctx context.Context) ([]Key, error) { return List(ctx, k.store, k.keys.master) }
 
 func newKey(row *store.SigningKey, now time.Time) Key {

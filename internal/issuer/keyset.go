@@ -73,7 +73,7 @@ func NewKeySet(master *seal.Keys, logger *slog.Logger) *KeySet {
 	return &KeySet{master: master, logger: logger}
 }
 
-// Load reads the key set in a transaction of its own. Errors: as [KeySet.Read].
+// Load reads the key set in a transaction of its own. Errors: those of [KeySet.Read].
 func (k *KeySet) Load(ctx context.Context, s *store.Store) error {
 	err := s.Read(ctx, func(tx *store.Tx) error {
 		_, err := k.Read(ctx, tx)
@@ -114,7 +114,7 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 
 // authenticateLocked reads the rows of signing_keys and checks them under the database's id of
 // the first reading. A key that this process has seen withdrawn is refused. k.mu must be held.
-// Errors: as [authenticate]; errOtherID, together with the rows, if the database has another id
+// Errors: those of [authenticate]; errOtherID, together with the rows, if the database has another id
 // now.
 func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	id, err := databaseID(tx)
@@ -141,7 +141,7 @@ func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	return a, err
 }
 
-// authenticate reads the key set for a change of the key set. Errors: as
+// authenticate reads the key set for a change of the key set. Errors: those of
 // [KeySet.authenticateLocked]; ErrRolledBack.
 func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
 	k.mu.Lock()
@@ -153,7 +153,8 @@ func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
 	return a, err
 }
 
-// newest returns the highest counter of a key set that the process has read.
+// newest returns the counter of the newest key set that the process has read. Each change of the
+// signing keys raises the counter in their rows.
 func (k *KeySet) newest() int64 {
 	k.mu.RLock()
 	defer k.mu.RUnlock()

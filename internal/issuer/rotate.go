@@ -279,8 +279,8 @@ func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.Sign
 	return spares, nil
 }
 
-// read reads the chain of authentic keys; if all is true, the chain of all rows of
-// signing_keys.
+// read returns the signing keys in the database as a [chain], for a change of the keys. The chain
+// has the authentic rows of signing_keys alone; if all is true, every row.
 //
 // Errors: errOtherID; errors of the store; for authentic keys seal.ErrWrongKey and ErrRolledBack.
 func (k *Keyring) read(tx *store.Tx, all bool) (*chain, error) {

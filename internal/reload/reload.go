@@ -196,7 +196,8 @@ func (v *Value[T]) use(contents [][]byte, sum digest) error {
 }
 
 // lookLocked reads the files of the value, and uses new content if the reading before has found
-// the same content, or if atOnce is true. Set.looking must be held.
+// the same content, or if atOnce is true. The two readings must agree, since another program may
+// have written only half of a file at the first reading. Set.looking must be held.
 func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
 	contents, sum, err := v.read()
 	settled := sum == v.seen || atOnce

@@ -274,8 +274,9 @@ func (k *Keys) SealedFirst(sealed []byte) bool {
 }
 
 // keyOf returns the master key with the id in a sealed secret or in a message authentication
-// code, and the bytes after the id. If the key is unknown, keyOf reads the file again. Errors:
-// ErrWrongKey.
+// code, and the bytes after the id. If no master key has the id, keyOf first reads the master key
+// file again. Errors: ErrWrongKey if the file lacks the master key; an error without a sentinel if
+// sealed has another form.
 func (k *Keys) keyOf(sealed []byte) (key masterKey, rest []byte, err error) {
 	if len(sealed) < 1+idSize || sealed[0] != version {
 		return key, nil, errors.New("malformed")

@@ -51,7 +51,7 @@ type group struct {
 // peer makes up a site alone. An IPv4 /24 makes up no site: the network has 256 peers at most,
 // often of several owners.
 func siteOf(name string) string {
-	if !strings.Contains(name, "/") { // of an IPv4 address, each call of the server asks for the site
+	if !strings.Contains(name, "/") { // an IPv4 address: without this line, each call of an IPv4 client would pay for a parse that fails
 		return name
 	}
 	network, err := netip.ParsePrefix(name)

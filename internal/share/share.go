@@ -24,7 +24,8 @@
 // the newest stranger before the older strangers. If all peers hold equally many places, a stranger
 // gets only places of other strangers.
 //
-// [Turns] bounds the calls of one user, or of one session, that run at a time.
+// [Turns] bounds the calls with the same key that run at a time. A key names a user, a session or a
+// client network.
 package share
 
 import "sync"
