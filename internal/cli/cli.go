@@ -41,6 +41,14 @@ const (
 	exitInterrupted = 130
 )
 
+// ballastSize is the size of ballast, in bytes.
+const ballastSize = 16 << 20
+
+// ballast makes Go collect garbage a third as often in a server with little memory in use. No code
+// reads or writes ballast, so the operating system gives no memory for it: see
+// docs/decisions/2026-11-29-ballast.md.
+var ballast []byte
+
 // Terminal holds the input and the outputs of a command. Tests replace the input and both
 // outputs.
 type Terminal struct {
@@ -167,8 +175,11 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	if err != nil {
 		return err
 	}
+	if os.Getenv("GOGC") == "" {
+		ballast = make([]byte, ballastSize)
+	}
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // the variable GOMEMLIMIT is not set
-		debug.SetMemoryLimit(s.MemoryGoal())
+		debug.SetMemoryLimit(s.MemoryGoal() + int64(len(ballast))) // Go counts the ballast, which takes no memory
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -135,7 +135,7 @@ const (
 	spareEvery = 15 * time.Second
 	// spareLeast is the least memory that is worth a collection, in bytes: more than the unused
 	// memory of a server at rest.
-	spareLeast = 16 << 20
+	spareLeast = 12 << 20
 )
 
 // giveBack gives back the unused memory if no collection has run since the latest look, and if
