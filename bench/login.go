@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
-	"syscall"
 	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -20,7 +20,7 @@ const (
 
 // logins compares logins by one caller with argon2id alone: the built server on SQLite, and the
 // program bench/limits, in turns.
-func logins(b *bench) error {
+func logins(b *bench) (err error) {
 	i, err := b.install("login", "")
 	if err != nil {
 		return err
@@ -33,12 +33,12 @@ func logins(b *bench) error {
 	if err != nil {
 		return err
 	}
-	defer hash.stop()
+	defer func() { err = errors.Join(err, hash.stop()) }()
 	server, err := i.start()
 	if err != nil {
 		return err
 	}
-	defer server.stop()
+	defer func() { err = errors.Join(err, server.stop()) }()
 	if err := i.crowd.dial(); err != nil {
 		return err
 	}
@@ -53,10 +53,8 @@ func logins(b *bench) error {
 	if err := server.settle(); err != nil {
 		return err
 	}
-	if b.profiles != "" {
-		if err := server.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
-			return err
-		}
+	if err := b.nextProfile(server); err != nil {
+		return err
 	}
 	if err := b.turns([]*part{login, hash}, 1); err != nil {
 		return err

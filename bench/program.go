@@ -194,6 +194,15 @@ func main() {
 }
 `
 
+// nextProfile ends the profile of a server that shipProfiled has built, and begins the next profile.
+// Without the flag -profiles, nextProfile does nothing.
+func (b *bench) nextProfile(server *program) error {
+	if b.profiles == "" {
+		return nil
+	}
+	return server.cmd.Process.Signal(syscall.SIGUSR1)
+}
+
 // shipProfiled builds the server. If the flag -profiles is given, the server writes the profiles
 // NAME-1.pprof, NAME-2.pprof and so on.
 func (b *bench) shipProfiled(program, name string) error {

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"syscall"
 	"time"
 
 	testv1 "google.golang.org/grpc/interop/grpc_testing"
@@ -122,10 +121,8 @@ func (b *bench) refreshAgainst(i *installation, updates []*part) (err error) {
 		if err != nil {
 			return err
 		}
-		if b.profiles != "" {
-			if err := server.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
-				return err
-			}
+		if err := b.nextProfile(server); err != nil {
+			return err
 		}
 		all := []*part{refresh, call, sign, update}
 		if err := b.turns(all, n); err != nil {
