@@ -212,7 +212,8 @@ func record(e Event, source caller.Source, count int64) *store.AuditRecord {
 
 // log writes a record as one line, without the empty fields.
 func (l *Log) log(ctx context.Context, r *store.AuditRecord) {
-	attrs := append(make([]slog.Attr, 0, 12), slog.String("type", r.Type), slog.Bool("success", r.Success))
+	const most = 12 // type, success, count and the nine fields below
+	attrs := append(make([]slog.Attr, 0, most), slog.String("type", r.Type), slog.Bool("success", r.Success))
 	for _, field := range []struct{ name, value string }{
 		{"reason", r.Reason}, {"actor_id", r.ActorID}, {"actor_name", r.ActorName}, {"user_id", r.UserID}, {"user_name", r.UserName},
 		{"session_id", r.SessionID}, {"kid", r.KID}, {"source", r.Source}, {"detail", r.Detail},
