@@ -66,7 +66,12 @@ func TestOnBehalfOf(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := startRelay(t, stream)
 			alices, bobs := r.issuer.Token(alice), r.issuer.Token(authntest.User{Name: "bob"})
-			subjects := map[string]string{}
+			subjects := map[string]string{} // for each delegated token its subject token, guarded by r.auth.mu
+			subjectOf := func(raw string) string {
+				r.auth.mu.Lock()
+				defer r.auth.mu.Unlock()
+				return subjects[raw]
+			}
 			r.auth.delegate = func(_ context.Context, _, subject string) (string, error) {
 				raw := r.issuer.Delegate(subject, notesAccount, "search")
 				r.auth.mu.Lock()
@@ -78,7 +83,7 @@ func TestOnBehalfOf(t *testing.T) {
 			for range 100 {
 				for _, raw := range []string{alices, bobs} {
 					calls.Go(func() {
-						if seen, err := r.call(t.Context(), raw); err != nil || subjects[seen] != raw {
+						if seen, err := r.call(t.Context(), raw); err != nil || subjectOf(seen) != raw {
 							t.Errorf("%q, %v", seen, err)
 						}
 					})
