@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -212,7 +213,8 @@ func (c *issuerShowCmd) Run(ctx context.Context, t Terminal) error {
 			err := errors.Join(add("name", i.GetName()), add("issuer", i.GetIssuer()), add("keys", keysOf(i)), add("CAs", ca),
 				add("longest lifetime", i.GetMaxLifetime().AsDuration().String()), add("private addresses", yesNo(i.GetAllowPrivate())))
 			if fetched != nil {
-				err = errors.Join(err, add("kids", strings.Join(fetched.GetKids(), ",")), add("fetched", moment(fetched.GetFetchedAt())), add("error", fetched.GetError()))
+				err = errors.Join(err, add("kids", cmp.Or(strings.Join(fetched.GetKids(), ","), "-")), add("fetched", moment(fetched.GetFetchedAt())),
+					add("error", cmp.Or(fetched.GetError(), "-")))
 			}
 			return errors.Join(err, add("created", moment(i.GetCreatedAt())), add("updated", moment(i.GetUpdatedAt())))
 		})

@@ -213,17 +213,32 @@ func sameKeys(a, b *store.Issuer) bool {
 		a.Discovery == b.Discovery && a.CAPEM == b.CAPEM && a.AllowPrivate == b.AllowPrivate
 }
 
-// Fetched returns what this process has of the keys of the issuer with a name; the zero
-// Fetched if the newest reading found no such issuer.
-func (k *Keys) Fetched(name string) Fetched {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, t := range k.issuers {
-		if t.row.Name == name {
-			return t.source.fetchedNow()
-		}
+// Fetched returns what this process has of the keys of an issuer; the zero Fetched if the row of
+// the issuer takes the keys from another place than the newest reading of the rows has found.
+func (k *Keys) Fetched(row *store.Issuer) Fetched {
+	if t := k.of(row.Issuer); t != nil && sameKeys(t.row, row) {
+		return t.source.fetchedNow()
 	}
 	return Fetched{}
+}
+
+// Await waits until this process knows the row of an issuer, and until the first fetch of the
+// keys has ended, for firstWait at most. So an admin sees the keys of an issuer that the admin
+// has just added or changed.
+//
+// Errors: errors of the store.
+func (k *Keys) Await(ctx context.Context, row *store.Issuer) error {
+	t := k.of(row.Issuer)
+	if t == nil || !sameKeys(t.row, row) {
+		if err := k.reread(ctx); err != nil {
+			return err
+		}
+		t = k.of(row.Issuer)
+	}
+	if t != nil {
+		t.source.awaitFirst(ctx)
+	}
+	return nil
 }
 
 // Stats holds the numbers of the fetched keys, for metrics.

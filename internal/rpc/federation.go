@@ -46,6 +46,9 @@ func (s *Federation) GetIssuer(ctx context.Context, req *watchwordv1.GetIssuerRe
 		return nil, r.err
 	}
 	row, err := s.Registry.Issuer(ctx, name)
+	if err == nil && s.Keys != nil {
+		err = s.Keys.Await(ctx, row)
+	}
 	return &watchwordv1.GetIssuerResponse{Issuer: s.issuerMessage(row)}, err
 }
 
@@ -255,7 +258,7 @@ func (s *Federation) issuerMessage(row *store.Issuer) *watchwordv1.Issuer {
 		m.Keys = &watchwordv1.Issuer_Discovery{Discovery: true}
 	}
 	if s.Keys != nil {
-		m.Fetched = fetchedMessage(s.Keys.Fetched(row.Name))
+		m.Fetched = fetchedMessage(s.Keys.Fetched(row))
 	}
 	return m
 }

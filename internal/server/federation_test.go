@@ -6,8 +6,12 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"log/slog"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,13 +198,18 @@ func TestFederation(t *testing.T) {
 		}
 		return got.GetIssuer()
 	}
+	equal := func(got, want *watchwordv1.Issuer) bool { // but for what the server has fetched between the two answers
+		got, want = proto.CloneOf(got), proto.CloneOf(want)
+		got.Fetched, want.Fetched = nil, nil
+		return proto.Equal(got, want)
+	}
 	update := func(i *watchwordv1.Issuer, paths ...string) *watchwordv1.Issuer {
 		t.Helper()
 		got, err := h.federation.UpdateIssuer(ctx, &watchwordv1.UpdateIssuerRequest{Issuer: i, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !proto.Equal(got.GetIssuer(), get(i.GetName())) {
+		if !equal(got.GetIssuer(), get(i.GetName())) {
 			t.Errorf("the answer is %v, and the issuer is %v", got.GetIssuer(), get(i.GetName()))
 		}
 		return got.GetIssuer()
@@ -223,7 +232,7 @@ func TestFederation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if full := made.GetIssuer(); !proto.Equal(full, get("full")) || full.GetCaPem() != ca || full.GetJwksUri() != "https://keys.example" || !full.GetAllowPrivate() {
+	if full := made.GetIssuer(); !equal(full, get("full")) || full.GetCaPem() != ca || full.GetJwksUri() != "https://keys.example" || !full.GetAllowPrivate() {
 		t.Errorf("%v was made, and %v is there", full, get("full"))
 	}
 	full := proto.CloneOf(made.GetIssuer())
@@ -310,4 +319,44 @@ func newCA(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+// An admin sees the keys that the server has of an issuer, or why the server has none, from the
+// first look on after the issuer was added or changed.
+func TestKeysOfANewIssuerAreShown(t *testing.T) {
+	h := start(t)
+	ctx := h.admin.as(t.Context())
+	one, two := newForeign(t, "web", "https://web.test", "ES256"), newForeign(t, "web", "https://web.test", "RS256")
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprint(rw, two.jwks(t)) }))
+	web.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	web.StartTLS()
+	defer web.Close()
+	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}))
+	shows := func(what string, fetched bool, failed string, kids ...string) {
+		t.Helper()
+		resp, err := h.federation.GetIssuer(ctx, &watchwordv1.GetIssuerRequest{Name: "web"})
+		got := resp.GetIssuer().GetFetched()
+		if err != nil || !slices.Equal(got.GetKids(), kids) || (got.GetFetchedAt() != nil) != fetched || (failed == "") != (got.GetError() == "") ||
+			!strings.Contains(got.GetError(), failed) {
+			t.Errorf("%s: %v, %v; want the keys %q, fetched: %t, and the error %q", what, got, err, kids, fetched, failed)
+		}
+	}
+	update := func(i *watchwordv1.Issuer, paths ...string) {
+		t.Helper()
+		i.Name = "web"
+		resp, err := h.federation.UpdateIssuer(ctx, &watchwordv1.UpdateIssuerRequest{Issuer: i, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+		if kids := resp.GetIssuer().GetFetched().GetKids(); err != nil || len(kids) > 0 {
+			t.Errorf("the answer to a change has the keys %q of before: %v", kids, err)
+		}
+	}
+	if _, err := h.federation.CreateIssuer(ctx, &watchwordv1.CreateIssuerRequest{Issuer: &watchwordv1.Issuer{
+		Name: "web", Issuer: "https://web.test", Keys: &watchwordv1.Issuer_Jwks{Jwks: one.jwks(t)},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	shows("a document", false, "", "ES256")
+	update(&watchwordv1.Issuer{Keys: &watchwordv1.Issuer_JwksUri{JwksUri: web.URL}, CaPem: ca, AllowPrivate: true}, "jwks_uri", "ca_pem", "allow_private")
+	shows("a URL", true, "", "RS256")
+	update(&watchwordv1.Issuer{}, "ca_pem")
+	shows("a CA that the server does not trust", false, "certificate")
 }

@@ -50,7 +50,8 @@ type FederationServiceClient interface {
 	//
 	// Errors: INVALID_REQUEST; ISSUER_EXISTS.
 	CreateIssuer(ctx context.Context, in *CreateIssuerRequest, opts ...grpc.CallOption) (*CreateIssuerResponse, error)
-	// GetIssuer finds a trusted issuer by its name.
+	// GetIssuer finds a trusted issuer by its name. After the issuer was created or changed, GetIssuer
+	// waits up to 2 seconds for the first fetch of the keys, so the answer shows the new keys.
 	//
 	// Errors: INVALID_REQUEST; ISSUER_NOT_FOUND.
 	GetIssuer(ctx context.Context, in *GetIssuerRequest, opts ...grpc.CallOption) (*GetIssuerResponse, error)
@@ -187,7 +188,8 @@ type FederationServiceServer interface {
 	//
 	// Errors: INVALID_REQUEST; ISSUER_EXISTS.
 	CreateIssuer(context.Context, *CreateIssuerRequest) (*CreateIssuerResponse, error)
-	// GetIssuer finds a trusted issuer by its name.
+	// GetIssuer finds a trusted issuer by its name. After the issuer was created or changed, GetIssuer
+	// waits up to 2 seconds for the first fetch of the keys, so the answer shows the new keys.
 	//
 	// Errors: INVALID_REQUEST; ISSUER_NOT_FOUND.
 	GetIssuer(context.Context, *GetIssuerRequest) (*GetIssuerResponse, error)
