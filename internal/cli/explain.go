@@ -83,7 +83,7 @@ func (c *explainCmd) explain(ctx context.Context, t Terminal, conn grpc.ClientCo
 		verdict += ", at the services of its audience"
 	}
 	if refused != nil {
-		verdict = strings.TrimSpace("refused: " + explainError(refused) + ". " + remedies[reason])
+		verdict = strings.TrimSpace("refused: " + explainError(refused) + ". " + claims.remedy(reason))
 	}
 	kid := "not in the key set: the server does not know the key, or has withdrawn it"
 	if slices.ContainsFunc(keys.GetKeys(), func(k *watchwordv1.JsonWebKey) bool { return k.GetKid() == claims.KID }) {
@@ -97,6 +97,7 @@ func (c *explainCmd) explain(ctx context.Context, t Terminal, conn grpc.ClientCo
 		return errors.Join(
 			add("kind", cmp.Or(claims.Type, "JWT without a type")),
 			add("user", nameAndID(claims.Username, claims.Subject)),
+			add("actors", cmp.Or(claims.actors(), "-")),
 			add("session", cmp.Or(claims.Session, "-")),
 			add("client", cmp.Or(claims.ClientID, "-")),
 			add("key", cmp.Or(claims.KID, "-")+" "+claims.Algorithm+", "+kid),
@@ -108,12 +109,26 @@ func (c *explainCmd) explain(ctx context.Context, t Terminal, conn grpc.ClientCo
 	})
 }
 
-// remedies says, for each reason of a refused access token, what a user can do.
-var remedies = map[watchwordv1.ErrorReason]string{
-	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED:     "The client must refresh.",
-	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:       "The client must refresh, and gets a token with the new rights.",
-	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED:     "The user must log in again.",
-	watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH: "The client must ask for a token for this audience.",
+// remedy says what a user or a program can do after a reason of a refused access token.
+func (c *claims) remedy(reason watchwordv1.ErrorReason) string {
+	switch reason {
+	case watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH:
+		return "The client must ask for a token for this audience."
+	case watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED:
+	default:
+		return ""
+	}
+	switch {
+	case c.Actor != nil:
+		return "The service " + nameAndID(c.Actor.Username, "") + " must get another token for its caller."
+	case c.Session == "":
+		return "The service must exchange the token of its platform again."
+	case reason == watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED:
+		return "The user must log in again."
+	case reason == watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:
+		return "The client must refresh, and gets a token with the new rights."
+	}
+	return "The client must refresh."
 }
 
 // claims holds the claims that an access token carries, unchecked.
@@ -137,6 +152,24 @@ type payload struct {
 	Audience audience `json:"aud"`
 	IssuedAt float64  `json:"iat"`
 	Expires  float64  `json:"exp"`
+	Actor    *actor   `json:"act"`
+}
+
+// actor is a service that acts for the user, and inside it the service that called before (the
+// claim act, RFC 8693 section 4.1).
+type actor struct {
+	Subject  string `json:"sub"`
+	Username string `json:"username"`
+	Before   *actor `json:"act"`
+}
+
+// actors lists the services that act for the user, the service that called last first.
+func (p payload) actors() string {
+	var all []string
+	for a := p.Actor; a != nil; a = a.Before {
+		all = append(all, nameAndID(a.Username, a.Subject))
+	}
+	return strings.Join(all, ", ")
 }
 
 // audience holds the claim aud, which JSON gives as a text or as a list (RFC 7519 section

@@ -289,6 +289,7 @@ func TestAChainOfServices(t *testing.T) {
 	if got := reason(err); got != "SUBJECT_TOKEN_REFUSED" || why != watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED || method != "" {
 		t.Errorf("%s for %v, and the method %q: the service's own token is good", got, why, method)
 	}
+	ch.explains(t)
 	for _, want := range []string{`"service0"`, `"audience: s1"`, `"DELEGATION_DENIED"`, `"SUBJECT_TOKEN_REFUSED"`, `"subject_reason: TOKEN_REVOKED"`} { // the counts are written within a second
 		eventually(t, 10*time.Second, "the record of delegations", func() error {
 			r := cli(t, ch.dir, "", "audit", "--type", "token.delegated", "--json")
@@ -297,6 +298,26 @@ func TestAChainOfServices(t *testing.T) {
 			}
 			return nil
 		})
+	}
+}
+
+// explains checks what `watchword explain` says of refused tokens of a service: which services act
+// for Alice, and how a service gets another token.
+func (ch *chain) explains(t *testing.T) {
+	t.Helper()
+	wantExit(t, 0, cli(t, ch.dir, "", "service", "set", "service1", "--role", "reader"))
+	for raw, wants := range map[string][]string{
+		ch.links[2].shown: {
+			fmt.Sprintf("service1/%s, service0/%s\n", ch.links[1].account.GetId(), ch.links[0].account.GetId()),
+			"TOKEN_REVOKED", "The service service1 must get another token for its caller.",
+		},
+		ch.links[1].own.GetAccessToken(): {"TOKEN_STALE", "The service must exchange the token of its platform again."},
+	} {
+		for _, want := range wants {
+			if r := cli(t, ch.dir, raw, "explain"); !strings.Contains(r.stdout, want) {
+				t.Errorf("explain says, without %q:\n%s%s", want, r.stdout, r.stderr)
+			}
+		}
 	}
 }
 
