@@ -6,6 +6,7 @@ replace github.com/watchword-auth/watchword => ../..
 
 require (
 	github.com/watchword-auth/watchword v0.0.0
+	golang.org/x/term v0.47.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 )

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -47,7 +48,7 @@ func TestWalk(t *testing.T) {
 	for _, line := range []string{
 		".bin/watchword login admin --audience watchword",
 		".bin/watchword service create notes --audience internal --delegates-to search",
-		"(cd examples/notes && go run ./cmd/issuer)",
+		"(cd examples/notes && go run -v ./cmd/issuer)",
 		".bin/watchword issuer add laptop --issuer https://laptop.example --jwks-file examples/notes/platform/jwks.json",
 		".bin/watchword service bind notes --issuer laptop --subject notes",
 	} {
@@ -60,10 +61,10 @@ func TestWalk(t *testing.T) {
 		p.line(t, "ready on")
 		return p
 	}
-	search := serve("go run ./cmd/search --show-revocations")
-	notes := serve("go run ./cmd/notes --show-revocations --search-addr 127.0.0.1:50062 --assertion-file platform/token")
-	client := w.next(t, "go run ./cmd/notes-client --username admin")
-	out := w.run(t, client)
+	search := serve("go run -v ./cmd/search --show-revocations")
+	notes := serve("go run -v ./cmd/notes --show-revocations --search-addr 127.0.0.1:50062 --assertion-file platform/token")
+	client := w.next(t, "go run -v ./cmd/notes-client --username admin")
+	out := w.atTerminal(t, client)
 
 	// The README shows what the programs print, but for the time.
 	times := regexp.MustCompile(`[0-9.]+[mµ]?s after`)
@@ -139,7 +140,7 @@ func (w *walk) next(t *testing.T, line string) string {
 // args returns the program and the arguments of a command line of the README.
 func (w *walk) args(line string) []string {
 	line = strings.TrimSuffix(strings.TrimPrefix(line, "(cd examples/notes && "), ")")
-	args := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(line, "go run ./cmd/"), ".bin/"))
+	args := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(line, "go run -v ./cmd/"), ".bin/"))
 	return append(args, w.more[args[0]]...)
 }
 
@@ -151,6 +152,51 @@ func (w *walk) run(t *testing.T, line string) string {
 		t.Fatalf("%s: %v\n%s", line, err, out)
 	}
 	return string(out)
+}
+
+// atTerminal runs a command at a terminal, which the program script makes, and types the password
+// when the command asks for it. The password must not be seen.
+func (w *walk) atTerminal(t *testing.T, line string) string {
+	t.Helper()
+	if runtime.GOOS != "linux" { // the flags of script differ
+		return w.run(t, line)
+	}
+	args := w.args(line)
+	args[0] = filepath.Join(w.bin, args[0])
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "script", "-qec", strings.Join(args, " "), os.DevNull)
+	cmd.Env = w.env
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, writer := io.Pipe()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- cmd.Wait()
+		writer.Close()
+	}()
+	var seen bytes.Buffer
+	for !strings.HasSuffix(seen.String(), "Password of admin: ") {
+		if _, err := io.CopyN(&seen, reader, 1); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, seen.String())
+		}
+	}
+	if _, err := io.WriteString(stdin, w.password+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(&seen, reader); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil || strings.Contains(seen.String(), w.password) {
+		t.Errorf("%s: %v, and the password is not to be seen in:\n%s", line, err, seen.String())
+	}
+	return strings.ReplaceAll(seen.String(), "\r\n", "\n")
 }
 
 // command returns the process of a command line, which gets the password of admin.

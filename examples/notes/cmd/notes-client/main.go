@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode"
 
+	"golang.org/x/term"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -34,7 +35,7 @@ import (
 )
 
 const (
-	// walkTimeout limits all steps together.
+	// walkTimeout limits all steps together, after the password was typed.
 	walkTimeout = 30 * time.Second
 	// logoutTimeout limits the time until the service knows of a logout. The time is ordinarily
 	// some milliseconds, and longer on a machine under load.
@@ -58,8 +59,6 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, walkTimeout)
-	defer cancel()
 	if err := run(ctx, c); err != nil {
 		fmt.Fprintln(os.Stderr, "notes-client:", printable(err.Error())) // the error can hold text of the servers
 		os.Exit(1)
@@ -73,10 +72,12 @@ func run(ctx context.Context, c config) error {
 	if err := c.keepPrivate(); err != nil { // checked before the password is read
 		return err
 	}
-	password, err := readLine(os.Stdin)
+	password, err := readPassword(c.username)
 	if err != nil {
 		return fmt.Errorf("reading the password from standard input: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, walkTimeout)
+	defer cancel()
 	authConn, err := dialWatchword(c.authAddr, c.caFile)
 	if err != nil {
 		return fmt.Errorf("connecting to Watchword: %w", err)
@@ -227,6 +228,26 @@ func expect(err error, want watchwordv1.ErrorReason) error {
 		return fmt.Errorf("%w, want %v", err, want)
 	}
 	return nil
+}
+
+// readPassword returns the first line of standard input. At a terminal, readPassword asks for the
+// password, and the terminal does not show the password.
+func readPassword(username string) (password string, err error) {
+	fd := int(os.Stdin.Fd())
+	before, err := term.MakeRaw(fd)
+	if err != nil { // standard input is a file or a pipe
+		return readLine(os.Stdin)
+	}
+	defer func() {
+		if err = errors.Join(err, term.Restore(fd, before)); err != nil {
+			fmt.Fprintln(os.Stderr) // ends the line of the prompt
+		}
+	}()
+	terminal := term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{os.Stdin, os.Stderr}, "")
+	return terminal.ReadPassword("Password of " + printable(username) + ": ") // io.EOF after Ctrl-C
 }
 
 // readLine returns the first line without its end.
