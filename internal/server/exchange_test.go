@@ -177,7 +177,7 @@ func jwkMember(t *testing.T, key any, name string) (member string) {
 }
 
 // Real forms of foreign tokens get the token of the bound account, once and again, and leave
-// a record and nothing else.
+// a record each.
 func TestExchangeOfRealTokens(t *testing.T) {
 	eachEngine(t, func(t *testing.T, on func(*server.Config)) {
 		h := start(t, on, func(c *server.Config) { c.Issuer = thisServer })
@@ -300,7 +300,8 @@ func forgeries(t *testing.T, one, two *foreign) []forgery {
 }
 
 // Each forgery is refused with the reason of the contract, is counted in the security record
-// with the cause, and leaves nothing else. The good assertion beside them passes all the time.
+// with the cause, and leaves nothing else. The good assertion beside them passes all the time, and
+// leaves its record alone.
 func TestForgedAssertions(t *testing.T) {
 	h := start(t, func(c *server.Config) { c.Issuer = thisServer })
 	one := newForeign(t, "one", "https://one.test", "RS256", "ES256")
@@ -358,8 +359,12 @@ func TestForgedAssertions(t *testing.T) {
 	eventually(t, func() bool { return len(missing()) == 0 }, func() string {
 		return fmt.Sprintf("not in the record: %q; the record has %v", missing(), slices.Sorted(maps.Keys(h.refusedExchanges(t))))
 	})
+	before = h.dump(t)
 	if _, err := h.exchange(t, good()); err != nil {
 		t.Errorf("the good assertion: %v", err)
+	}
+	if changes := difference(before, h.dump(t)); strings.Count(changes, "\n") != 1 || !strings.Contains(changes, "token.exchanged") {
+		t.Errorf("an exchange writes more than its record:\n%s", changes)
 	}
 }
 
