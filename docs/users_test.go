@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,29 @@ func TestCommandsOfTheDocuments(t *testing.T) {
 	t.Run("a certificate", tryTLS)
 	t.Run("service accounts", s.services)
 	t.Run("first week", s.firstWeek)
+	t.Run("files left", s.filesLeft)
+}
+
+// filesLeft checks that .gitignore names every file that the server and the commands have left in
+// the folder, while the server runs.
+func (s *served) filesLeft(t *testing.T) {
+	repository := t.TempDir()
+	if out, err := exec.Command("git", "init", "-q", repository).CombinedOutput(); err != nil {
+		t.Skipf("git: %v\n%s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(repository, ".gitignore"), []byte(read(t, ".gitignore")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(s.folder)
+	if err != nil || len(left) < 5 {
+		t.Fatalf("the folder has only %v: %v", left, err)
+	}
+	for _, entry := range left {
+		if name := entry.Name(); !slices.Contains([]string{".bin", "proto", "examples", "watchword", "password"}, name) && // the test has named these
+			exec.Command("git", "-C", repository, "check-ignore", "-q", "--no-index", name).Run() != nil {
+			t.Errorf(".gitignore does not name %s", name)
+		}
+	}
 }
 
 func (s *served) users(t *testing.T) {
