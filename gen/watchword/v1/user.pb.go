@@ -106,7 +106,9 @@ type User struct {
 	// audiences.
 	Audiences []string `protobuf:"bytes,8,rep,name=audiences,proto3" json:"audiences,omitempty"`
 	// For a service account: the audiences for which the service is allowed to get tokens that
-	// speak for its callers (DelegateToken), sorted; never `watchword`.
+	// speak for its callers (DelegateToken), sorted; never `watchword`. A program that verifies tokens
+	// by the JWKS alone sees neither the services in `act` nor their revocation: leave out the audience
+	// of such a program.
 	DelegatesTo   []string `protobuf:"bytes,9,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
