@@ -104,12 +104,11 @@ func (c *Config) tls(files *reload.Set) (forGRPC, forHTTP *tls.Config, err error
 
 // listen listens on --grpc-addr and on --http-addr.
 func (c *Config) listen(ctx context.Context) (forGRPC, forHTTP net.Listener, err error) {
-	var lc net.ListenConfig
-	if forGRPC, err = lc.Listen(ctx, "tcp", c.GRPCAddr); err != nil {
-		return nil, nil, fmt.Errorf("--grpc-addr: %w", err)
+	if forGRPC, err = transport.Listen(ctx, "--grpc-addr", c.GRPCAddr); err != nil {
+		return nil, nil, err
 	}
-	if forHTTP, err = lc.Listen(ctx, "tcp", c.HTTPAddr); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("--http-addr: %w", err), forGRPC.Close())
+	if forHTTP, err = transport.Listen(ctx, "--http-addr", c.HTTPAddr); err != nil {
+		return nil, nil, errors.Join(err, forGRPC.Close())
 	}
 	return forGRPC, forHTTP, nil
 }

@@ -235,7 +235,7 @@ func (r *Registry) DeleteIssuer(ctx context.Context, by caller.Caller, name stri
 		if err != nil {
 			return err
 		}
-		consequence := fmt.Sprintf("; %d bindings are removed, the tokens of %d service accounts are revoked", len(bindings), len(ended))
+		consequence := fmt.Sprintf("; bindings removed: %d, service accounts with revoked tokens: %d", len(bindings), len(ended))
 		if err := r.audit.Record(ctx, tx.Tx, ofIssuer(audit.IssuerDeleted, by, row, consequence)); err != nil {
 			return err
 		}

@@ -161,7 +161,7 @@ func TestIssuersAreKept(t *testing.T) {
 			}
 		}
 		want := []string{
-			"issuer.deleted name: aws, issuer: https://aws, keys: discovered, own CA: true, private addresses: true, longest lifetime: 24h0m0s; 0 bindings are removed, the tokens of 0 service accounts are revoked",
+			"issuer.deleted name: aws, issuer: https://aws, keys: discovered, own CA: true, private addresses: true, longest lifetime: 24h0m0s; bindings removed: 0, service accounts with revoked tokens: 0",
 			"issuer.created name: aws, issuer: https://aws, keys: discovered, own CA: true, private addresses: true, longest lifetime: 24h0m0s",
 			"issuer.created name: prod, issuer: https://prod, keys: a document, own CA: false, private addresses: false, longest lifetime: 24h0m0s",
 		}
@@ -301,7 +301,7 @@ func TestRemovalEndsTokens(t *testing.T) {
 		}
 		if got := w.records(t, 3); !slices.Equal(sorted(got...), []string{
 			"binding.deleted a issuer: prod, subject: one", "binding.deleted b issuer: prod, subject: two",
-			"issuer.deleted name: prod, issuer: https://prod, keys: a document, own CA: false, private addresses: false, longest lifetime: 24h0m0s; 2 bindings are removed, the tokens of 2 service accounts are revoked",
+			"issuer.deleted name: prod, issuer: https://prod, keys: a document, own CA: false, private addresses: false, longest lifetime: 24h0m0s; bindings removed: 2, service accounts with revoked tokens: 2",
 		}) {
 			t.Errorf("the record has %q", got)
 		}

@@ -272,7 +272,8 @@ func forgeries(t *testing.T, one, two *foreign) []forgery {
 		two.claims(thisServer, sub)), "ASSERTION_INVALID", "issuer two: the key is for another algorithm"})
 	header("ES256 with a key for RS256", "issuer one: the key is for another algorithm", one.keys["ES256"], "ES256", jsonObject{"alg": "ES256", "kid": "RS256"})
 	header("RS512 with a key for RS256", "issuer one: the key is for another algorithm", one.keys["RS256"], "RS512", jsonObject{"alg": "RS512", "kid": "RS256"})
-	header("another key of the issuer", "wrong signature", foreignKey(t, "another RSA key"), "RS256", jsonObject{"alg": "RS256", "kid": "RS256"})
+	header("another key of the issuer", "wrong signature", one.keys["second"], "RS256", jsonObject{"alg": "RS256", "kid": "RS256"})
+	header("a key of no issuer", "wrong signature", foreignKey(t, "another RSA key"), "RS256", jsonObject{"alg": "RS256", "kid": "RS256"})
 	header("the kid of the other key", "issuer one: the key is for another algorithm", one.keys["RS256"], "RS256", jsonObject{"alg": "RS256", "kid": "ES256"})
 	header("a key in the header", "wrong signature", foreignKey(t, "another RSA key"), "RS256", jsonObject{"alg": "RS256", "kid": "RS256",
 		"jwk": jose.JSONWebKey{Key: foreignKey(t, "another RSA key").Public()}})
@@ -306,6 +307,7 @@ func TestForgedAssertions(t *testing.T) {
 	h := start(t, func(c *server.Config) { c.Issuer = thisServer })
 	one := newForeign(t, "one", "https://one.test", "RS256", "ES256")
 	two := newForeign(t, "two", "https://two.test", "PS256")
+	one.keys["second"], one.algs["second"] = foreignKey(t, "the second RSA key of one"), "RS256"
 	two.keys["RS256"], two.algs["RS256"] = foreignKey(t, "the RSA key of two"), "RS256"
 	h.trustIssuer(t, one)
 	h.trustIssuer(t, two)

@@ -42,6 +42,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/telemetry"
 	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/tracing"
+	"github.com/watchword-auth/watchword/internal/transport"
 	"github.com/watchword-auth/watchword/internal/user"
 	"github.com/watchword-auth/watchword/internal/version"
 )
@@ -182,16 +183,15 @@ func (s *Server) defaultIssuer(secure bool) string {
 // listen opens the gRPC address and the HTTP address. Serving begins in Run; until Run is
 // called, connections wait.
 func (s *Server) listen(ctx context.Context) error {
-	var lc net.ListenConfig
-	grpcLis, err := lc.Listen(ctx, "tcp", s.cfg.GRPCAddr)
+	grpcLis, err := transport.Listen(ctx, "--grpc-addr", s.cfg.GRPCAddr)
 	if err != nil {
-		return fmt.Errorf("--grpc-addr: %w", err)
+		return err
 	}
 	s.grpcLis = gate.Listen(grpcLis, s.proxies, s.limits.connections, s.limits.proxied, s.known)
 	s.onClose(closeOnce(grpcLis))
-	httpLis, err := lc.Listen(ctx, "tcp", s.cfg.HTTPAddr)
+	httpLis, err := transport.Listen(ctx, "--http-addr", s.cfg.HTTPAddr)
 	if err != nil {
-		return fmt.Errorf("--http-addr: %w", err)
+		return err
 	}
 	s.httpLis = gate.Listen(httpLis, s.proxies, s.limits.http, s.limits.http, s.known)
 	s.onClose(closeOnce(httpLis))

@@ -5,9 +5,13 @@
 package transport
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"syscall"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -57,6 +61,22 @@ func Name(p *peer.Peer, target string) string {
 			"for a server on this machine, write localhost or a loopback address in the target)"
 	}
 	return p.Addr.String()
+}
+
+// Listen listens on the TCP address that a flag names, such as --grpc-addr.
+//
+// Errors: an error that names the flag, and that tells what to do if another program listens on
+// the address.
+func Listen(ctx context.Context, flag, address string) (net.Listener, error) {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s: %w: end the program that listens on the address, or give another address by %[1]s", flag, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	return l, nil
 }
 
 // LoopbackListener reports whether a listener on host is reachable from this machine alone. For an

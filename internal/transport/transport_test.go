@@ -202,3 +202,17 @@ func TestName(t *testing.T) {
 		}
 	}
 }
+
+// An address in use is refused with the flag, and with what to do.
+func TestListenOnAnAddressInUse(t *testing.T) {
+	first, err := transport.Listen(t.Context(), "--a", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	address := first.Addr().String()
+	want := "--b: listen tcp " + address + ": bind: address already in use: end the program that listens on the address, or give another address by --b"
+	if _, err := transport.Listen(t.Context(), "--b", address); err == nil || err.Error() != want {
+		t.Errorf("got the error %v, want %s", err, want)
+	}
+}
