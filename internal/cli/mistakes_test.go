@@ -123,9 +123,9 @@ func TestFilesThatEveryUserMayWrite(t *testing.T) {
 	db := withKeys(t)
 	path := strings.TrimPrefix(db, "--datastore-uri=sqlite:")
 	commands := map[string][][]string{
-		path:                 {{"user", "list", db}, {"backup", filepath.Join(t.TempDir(), "backup"), db}, {"migrate", db}, {"serve", db, "--tls-cert=none", "--tls-key=none"}},
-		path + ".master-key": {{"key", "rotate", db}, {"key", "reseal", "--new-master-key", db}, {"datastore", "restored", db}, {"serve", db, "--tls-cert=none", "--tls-key=none"}},
-		filepath.Dir(path):   {{"user", "list", db}, {"serve", db, "--tls-cert=none", "--tls-key=none"}},
+		path:                 {{"user", "list", db}, {"backup", filepath.Join(t.TempDir(), "backup"), db}, {"migrate", db}, {"serve", db, "--grpc-addr=127.0.0.1:none"}},
+		path + ".master-key": {{"key", "rotate", db}, {"key", "reseal", "--new-master-key", db}, {"datastore", "restored", db}, {"serve", db, "--grpc-addr=127.0.0.1:none"}},
+		filepath.Dir(path):   {{"user", "list", db}, {"serve", db, "--grpc-addr=127.0.0.1:none"}},
 	}
 	for file, refused := range commands {
 		info, err := os.Stat(file)

@@ -129,7 +129,9 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 	// same file at once. CreateTemp makes files with mode 0600, from which the umask can remove
 	// bits.
 	draft, err := os.CreateTemp(folder, prefix(path)+"*"+suffix)
-	if err != nil {
+	if failed := (*fs.PathError)(nil); errors.As(err, &failed) {
+		return &fs.PathError{Op: "create", Path: path, Err: failed.Err} // the operator knows this path, and not the name of the draft
+	} else if err != nil {
 		return err
 	}
 	defer os.Remove(draft.Name()) // removes the draft after an error; after a rename there is no draft

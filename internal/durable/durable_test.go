@@ -69,6 +69,15 @@ func TestReplaceReplaces(t *testing.T) {
 	}
 }
 
+// The error of a missing folder names the file, and not the draft with its random name.
+func TestMissingFolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "missing", "file")
+	var failed *fs.PathError
+	if err := durable.Create(path, nil); !errors.As(err, &failed) || failed.Path != path || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, want an error that names %s", err, path)
+	}
+}
+
 func TestCreateRefusesAnExistingFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "file")

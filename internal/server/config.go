@@ -3,7 +3,6 @@ package server
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -16,7 +15,6 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/reload"
-	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
@@ -149,22 +147,21 @@ func (c *Config) Validate() error {
 // the start. CheckFiles opens no database. The text of each fault begins with the name of the
 // flag.
 func (c *Config) CheckFiles() error {
+	_, _, err := c.readFiles(reload.NewSet(slog.New(slog.DiscardHandler)))
+	return err
+}
+
+// readFiles checks what CheckFiles checks, and adds the files of TLS to a set. Without TLS,
+// readFiles returns nil for TLS. The error holds every fault, so that the operator can mend all
+// faults at once.
+func (c *Config) readFiles(set *reload.Set) (password.Policy, *tlsFiles, error) {
 	_, errURI := store.CheckURI(c.DatastoreURI)
 	if errURI != nil {
 		errURI = fmt.Errorf("--datastore-uri: %w", errURI)
 	}
-	_, errList := c.Policy()
-	_, errTLS := c.tls(reload.NewSet(slog.New(slog.DiscardHandler)))
-	var errMaster error
-	embedded := strings.HasPrefix(c.DatastoreURI, "sqlite:")
-	if c.MasterKeyFile != "" {
-		if _, err := seal.Load(c.MasterKeyFile); err != nil && !(embedded && errors.Is(err, fs.ErrNotExist)) {
-			errMaster = fmt.Errorf("--master-key-file: %w", err)
-		}
-	} else if !embedded {
-		errMaster = errNoMasterKey
-	}
-	return errors.Join(errURI, errMaster, errList, errTLS, c.checkPasswordFile())
+	policy, errList := c.Policy()
+	files, errTLS := c.tls(set)
+	return policy, files, errors.Join(errURI, c.checkMasterFile(), errList, errTLS, c.checkPasswordFile())
 }
 
 // rule is one rule for a flag of the configuration.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/durable"
@@ -46,11 +47,8 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 		return nil, err
 	}
 	keys, err := seal.Load(path)
-	if !errors.Is(err, fs.ErrNotExist) {
+	if s.Path() == "" || !errors.Is(err, fs.ErrNotExist) {
 		return keys, err
-	}
-	if s.Path() == "" {
-		return nil, fmt.Errorf("%w (%s does not exist)", errNoMasterKey, path)
 	}
 	// A new master key could not open the keys in the database, so the server must not replace
 	// a missing file without an error.
@@ -71,6 +69,25 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 			"restore the file, or name the right file by --master-key-file; if the master key is lost, see watchword datastore rekey --help", path)
 	}
 	return seal.CreateBeside(path, s.Path())
+}
+
+// checkMasterFile returns an error if a start cannot use the file of --master-key-file. The file
+// may be missing for an embedded database: masterKeys makes the file if the database is new.
+func (c *Config) checkMasterFile() error {
+	embedded := !strings.HasPrefix(c.DatastoreURI, "postgres")
+	if c.MasterKeyFile == "" && embedded {
+		return nil
+	} else if c.MasterKeyFile == "" {
+		return errNoMasterKey
+	}
+	_, err := seal.Load(c.MasterKeyFile)
+	switch missing := errors.Is(err, fs.ErrNotExist); {
+	case err == nil, missing && embedded:
+		return nil
+	case missing:
+		return fmt.Errorf("%w (%s does not exist)", errNoMasterKey, c.MasterKeyFile)
+	}
+	return fmt.Errorf("--master-key-file: %w", err)
 }
 
 // warnOfReaders logs a warning if other users have the right to read the master key file or an

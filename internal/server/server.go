@@ -97,7 +97,7 @@ type Server struct {
 // password of the first admin, unless cfg.InitialPasswordFile names a file for the password. If
 // announce fails, New fails, and the database has no user yet.
 func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
-	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	if missing != "" {
@@ -115,7 +115,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if s.limits, err = cfg.limits(fileLimit()); err != nil {
 		return nil, err
 	}
-	if s.policy, err = cfg.Policy(); err != nil {
+	if s.policy, s.tls, err = cfg.readFiles(s.files); err != nil {
 		return nil, err
 	}
 	s.traces = tracing.Open(ctx, version.String(), logger)
@@ -127,8 +127,8 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 }
 
 // open runs the steps of New in order. The cheap checks come before the database is
-// changed: open reads the certificate and listens on both addresses before setup, so that a
-// server that cannot start leaves a new database without a user.
+// changed: open listens on both addresses before setup, so that a server that cannot start
+// leaves a new database without a user.
 func (s *Server) open(ctx context.Context, announce func(password string) error) error {
 	var err error
 	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI, store.WithLogger(s.logger)); err != nil {
@@ -141,9 +141,6 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 		return err
 	}
 	s.warnOfReaders(ctx)
-	if s.tls, err = s.cfg.tls(s.files); err != nil {
-		return err
-	}
 	if err := s.listen(ctx); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/watchword-auth/watchword/internal/caller"
@@ -185,12 +186,13 @@ func (a firstAdmin) keep(made bool) error {
 	return nil
 }
 
-// checkPasswordFile returns an error if the start would make a new embedded database, and the
-// file of --initial-password-file exists already: the server writes the password of the first
-// user into a new file, and overwrites no file. Since checkPasswordFile runs before the
-// database is opened, a refused start leaves no database behind. For an existing database or
-// PostgreSQL without a user, prepareAdmin returns the error. If the database has a user, the
-// server writes no password, and the file is allowed to exist.
+// checkPasswordFile returns an error if the start would make a new embedded database, and cannot
+// make the file of --initial-password-file, because the file exists already or the folder is
+// missing: the server writes the password of the first user into a new file, and overwrites no
+// file. Since checkPasswordFile runs before the database is opened, a refused start leaves no
+// database behind. For an existing database or PostgreSQL without a user, prepareAdmin returns
+// the error. If the database has a user, the server writes no password, and the file is allowed
+// to exist.
 func (c *Config) checkPasswordFile() error {
 	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
 	if c.InitialPasswordFile == "" || !embedded {
@@ -201,6 +203,14 @@ func (c *Config) checkPasswordFile() error {
 	}
 	if _, err := os.Lstat(c.InitialPasswordFile); err == nil {
 		return errFileExists(c.InitialPasswordFile)
+	}
+	folder, err := filepath.Abs(filepath.Dir(c.InitialPasswordFile))
+	made, errMade := filepath.Abs(filepath.Dir(path)) // the start makes the folder of the database
+	if err == nil && folder != made {
+		_, err = os.Stat(folder)
+	}
+	if err := errors.Join(err, errMade); err != nil {
+		return fmt.Errorf("--initial-password-file: the folder of the file: %w", err)
 	}
 	return nil
 }

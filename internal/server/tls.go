@@ -23,12 +23,13 @@ func (c *Config) tls(files *reload.Set) (*tlsFiles, error) {
 	if c.TLSCert == "" {
 		return nil, nil
 	}
-	pair, err := reload.KeyPair(files, "--tls-cert, --tls-key", c.TLSCert, c.TLSKey)
-	if err != nil || c.ClientCA == "" {
-		return &tlsFiles{pair: pair}, err
+	f := new(tlsFiles)
+	var errPair, errCAs error
+	f.pair, errPair = reload.KeyPair(files, "--tls-cert, --tls-key", c.TLSCert, c.TLSKey)
+	if c.ClientCA != "" {
+		f.clientCAs, errCAs = reload.CAs(files, "--client-ca", c.ClientCA)
 	}
-	cas, errCAs := reload.CAs(files, "--client-ca", c.ClientCA)
-	return &tlsFiles{pair, cas}, errors.Join(err, errCAs)
+	return f, errors.Join(errPair, errCAs)
 }
 
 // certificate returns the certificate that the server shows to new clients; nil without TLS.
