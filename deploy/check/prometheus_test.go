@@ -100,8 +100,8 @@ func TestMetricsExist(t *testing.T) {
 			served = append(served, m[1]+"_bucket")
 		}
 	}
-	// This metric is missing without TLS.
-	served = append(served, "watchword_certificate_expiry_timestamp_seconds")
+	// These metrics are missing without TLS.
+	served = append(served, "watchword_certificate_expiry_timestamp_seconds", "watchword_files_unusable")
 	name := regexp.MustCompile(`\b(?:watchword|process)_[a-z_]+\b`)
 	used := name.FindAllString(strings.Join(dashboard(t), "\n")+"\n"+read(t, rules), -1)
 	if len(used) < 40 {

@@ -358,12 +358,25 @@ func TestHangup(t *testing.T) {
 		askHealth(t, conn) // the tickets come with the answer
 	}
 
+	unusable := func(what string) int {
+		t.Helper()
+		return s.metric(t, `watchword_files_unusable\{what="`+what+`"\}`)
+	}
+	replace(clientCA, key)
+	s.hangup(t, "the new files cannot be used", "what=--client-ca")
+	if cas, pair := unusable("--client-ca"), unusable("--tls-cert, --tls-key"); cas != 1 || pair != 0 {
+		t.Errorf("unusable by the metric: the CAs %v, the certificate %v", cas, pair)
+	}
+
 	_, newCert, newKey := ca.issue(t, "new-server", x509.ExtKeyUsageServerAuth)
 	replace(clientCA, next.file)
 	replace(cert, newCert)
 	replace(key, newKey)
 	s.hangup(t, "read again", "what=--client-ca")
 	s.hangup(t, "msg=\"read again", "what=\"--tls-cert, --tls-key")
+	if unusable("--client-ca") != 0 {
+		t.Error("the new CAs are unusable by the metric")
+	}
 	if got := served(t, s.grpcAddr, ca.trusting()).Subject.CommonName; got != "new-server" {
 		t.Errorf("the server shows the certificate of %q", got)
 	}

@@ -13,7 +13,14 @@ func (s *Server) parts() telemetry.Parts {
 		Ready:       func() bool { return !s.drain.draining() && s.readiness.latest.Load().unready == "" },
 		CanSign:     func() bool { return s.canMint() == nil },
 		Certificate: s.tls.certificate,
-		Bounds:      s.bounds,
+		Unusable: func() map[string]bool {
+			unusable := map[string]bool{}
+			for _, status := range s.files.Status() {
+				unusable[status.Name] = status.Fault != nil
+			}
+			return unusable
+		},
+		Bounds: s.bounds,
 		Failures: func() map[string]uint64 {
 			failures := map[string]uint64{}
 			for _, c := range s.chores {

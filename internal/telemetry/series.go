@@ -39,6 +39,12 @@ var series = []struct {
 				add(float64(certificate.NotAfter.Unix()))
 			}
 		}},
+	{gauge, "files_unusable", "1 if the content of the files of TLS cannot be used, and what was read before is in use. Missing without TLS.", []string{"what"},
+		func(n *numbers, add add) {
+			for what, unusable := range n.Unusable() {
+				add(truth(unusable), what)
+			}
+		}},
 	{counter, "maintenance_failures_total", "Failures of tasks that the server repeats by itself, such as deleting old rows.", []string{"task"},
 		func(n *numbers, add add) { addAll(n.Failures(), add) }},
 

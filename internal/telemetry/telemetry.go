@@ -50,6 +50,7 @@ type Parts struct {
 	CanSign func() bool
 	// Certificate returns the certificate that the server shows to new clients; nil without TLS.
 	Certificate func() *x509.Certificate
+	Unusable    func() map[string]bool        // whether the content of the files behind some flags cannot be used, by the flags
 	Bounds      func() map[string]share.Stats // the numbers of each bound, by the name of the bound; the bounds of Passwords and Feed are left out
 	Failures    func() map[string]uint64      // the number of failed runs of each maintenance task, by the name of the task
 }
