@@ -46,7 +46,8 @@ func TestSlowReleaseIsReproducible(t *testing.T) {
 	if r := run(t, exec.Command(filepath.Join(unpacked, "watchword-ext-authz"), "--version")); strings.TrimSpace(r.stdout) != version {
 		t.Errorf("the program for Envoy in the archive shows %v", r)
 	}
-	for _, file := range []string{"README.md", "deploy/systemd/watchword.service", "deploy/kubernetes/watchword.yaml"} {
+	for _, file := range []string{"README.md", "deploy/systemd/watchword.service", "deploy/kubernetes/watchword.yaml",
+		"deploy/envoy/envoy.yaml", "deploy/istio/notes.yaml", "deploy/opa/watchword.rego"} {
 		if _, err := os.Stat(filepath.Join(unpacked, file)); err != nil {
 			t.Error(err)
 		}

@@ -32,7 +32,8 @@ var programs = []string{"watchword", "watchword-ext-authz"}
 
 // shipped lists the files beside the programs in an archive.
 var shipped = []string{"README.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", "docs/decisions/*.md",
-	"deploy/compose/compose.yaml", "deploy/compose/secrets.sh", "deploy/kubernetes/*", "deploy/systemd/*", "deploy/prometheus/*", "deploy/grafana/*"}
+	"deploy/compose/compose.yaml", "deploy/compose/secrets.sh", "deploy/kubernetes/*", "deploy/systemd/*", "deploy/prometheus/*", "deploy/grafana/*",
+	"deploy/envoy/*", "deploy/istio/*", "deploy/opa/*"}
 
 // semver matches the versions of Go modules.
 var semver = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
