@@ -174,10 +174,29 @@ func (c *serviceBindingsCmd) Run(ctx context.Context, t Terminal) error {
 		each := func(show func(*watchwordv1.Binding) error) error {
 			return eachBinding(ctx, watchwordv1.NewFederationServiceClient(conn), filter, show)
 		}
-		return list(t, c.asJSON, "ID\tISSUER\tSUBJECT\tCLAIMS\tUSER ID\tCREATED", each, func(b *watchwordv1.Binding) []string {
-			return []string{b.GetId(), b.GetIssuer(), b.GetSubject(), claimsOf(b), b.GetUserId(), moment(b.GetCreatedAt())}
+		names := usernames{watchwordv1.NewUserServiceClient(conn), map[string]string{}}
+		return list(t, c.asJSON, "ID\tISSUER\tSUBJECT\tCLAIMS\tSERVICE\tCREATED", each, func(b *watchwordv1.Binding) []string {
+			return []string{b.GetId(), b.GetIssuer(), b.GetSubject(), claimsOf(b), nameAndID(names.of(ctx, b.GetUserId()), b.GetUserId()), moment(b.GetCreatedAt())}
 		})
 	})
+}
+
+// usernames reads the names of users by their ids, each name once.
+type usernames struct {
+	users watchwordv1.UserServiceClient
+	read  map[string]string // by id
+}
+
+// of returns the name of a user, and "" for a user that cannot be read, such as a user that was
+// deleted a moment ago: a table shows the id of such a user alone.
+func (n usernames) of(ctx context.Context, id string) string {
+	name, known := n.read[id]
+	if !known {
+		resp, _ := n.users.GetUser(ctx, &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: id}})
+		name = resp.GetUser().GetUsername()
+		n.read[id] = name
+	}
+	return name
 }
 
 // eachBinding calls show for each binding that req asks for, and reads the list in pages.

@@ -28,7 +28,8 @@ type sessionListCmd struct {
 	SessionTTL time.Duration `name:"session-ttl" default:"2160h" help:"On a database: as for serve. Decides which sessions are live."`
 }
 
-// Run lists the live sessions of a user, the newest first.
+// Run lists the live sessions of a user, the newest first. The server knows the hour of the last
+// refresh alone, which can begin before the session was made.
 func (c *sessionListCmd) Run(ctx context.Context, t Terminal) error {
 	if c.Name != "" {
 		if err := username(c.Name); err != nil {
@@ -59,9 +60,9 @@ func (c *sessionListCmd) Run(ctx context.Context, t Terminal) error {
 				return resp.GetNextPageToken(), err
 			})
 		}
-		return list(t, c.asJSON, "ID\tUSER\tAUDIENCE\tCREATED\tREFRESHED\tEXPIRES", each, func(s *watchwordv1.Session) []string {
+		return list(t, c.asJSON, "ID\tUSER\tAUDIENCE\tCREATED\tREFRESHED IN HOUR\tEXPIRES", each, func(s *watchwordv1.Session) []string {
 			return []string{s.GetId(), nameAndID(name, s.GetUserId()), strings.Join(s.GetAudience(), ","),
-				moment(s.GetCreatedAt()), moment(s.GetRefreshedAt()), moment(s.GetExpiresAt())}
+				moment(s.GetCreatedAt()), s.GetRefreshedAt().AsTime().Format("2006-01-02T15Z"), moment(s.GetExpiresAt())}
 		})
 	})
 }
