@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -42,6 +43,7 @@ func TestCommandsOfTheDocuments(t *testing.T) {
 	t.Run("service accounts", s.services)
 	t.Run("first week", s.firstWeek)
 	t.Run("files left", s.filesLeft)
+	t.Run("lines", runLines)
 }
 
 // filesLeft checks that .gitignore names every file that the server and the commands have left in
@@ -132,6 +134,55 @@ func tryTLS(t *testing.T) {
 	(&served{folder: folder}).run(t, "export DOCKER_HOST=unix:///no/such/socket\n"+make, "")
 	s := serveIn(t, folder, "--tls-cert", "trial/tls.crt", "--tls-key", "trial/tls.key", "--master-key-file", "trial/master.key")
 	s.run(t, ".bin/watchword healthcheck --addr "+s.grpc+" --ca-file trial/ca.crt", "")
+}
+
+// runLines runs the commands that stand in lines of their own, beside a server of its own.
+func runLines(t *testing.T) {
+	s := serveIn(t, folderWithProgram(t))
+	s.run(t, ".bin/watchword user create alice --password-stdin", "correct horse battery\n")
+	s.run(t, ".bin/watchword user create bob --password-stdin", "correct horse battery\n")
+	administer, ask := "## Administer: user, service, issuer, session, key, audit, watchers", "## Ask a running server: login, verify, logout, explain, healthcheck"
+	const backup = "backups/watchword-2026-11-25.db"
+	if err := os.Mkdir(filepath.Join(s.folder, "backups"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.lines(t, "docs/configuration.md", administer, 4)
+	s.lines(t, "docs/configuration.md", ask, 8)
+	s.lines(t, "docs/keys.md", "## Replace the master key", 1)
+	s.lines(t, "docs/restore.md", "## Make a backup", 1)
+	s.lines(t, "docs/migrations.md", "## Finish an upgrade", 1)
+	s.lines(t, "docs/restore.md", "## After restoring a backup, or promoting a standby", 1)
+
+	lost := &served{folder: folderWithProgram(t)} // a database without its master key
+	if err := os.Rename(filepath.Join(s.folder, backup), filepath.Join(lost.folder, "watchword.db")); err != nil {
+		t.Fatal(err)
+	}
+	lost.lines(t, "docs/recovery.md", "## The master key is lost", 1)
+	lost.run(t, ".bin/watchword key rotate", "")
+}
+
+// lines runs the n indented commands of a section.
+func (s *served) lines(t *testing.T, path, heading string, n int) {
+	t.Helper()
+	ours := strings.NewReplacer("--addr auth:50051 --ca-file ca.pem", "--addr "+s.grpc+" --plaintext", " /backups/", " backups/")
+	commands := regexp.MustCompile(`(?m)^ {4,}((?:watchword|umask|rm) .*)$`).FindAllStringSubmatch(section(t, path, heading), -1)
+	if len(commands) != n {
+		t.Fatalf("%s, %s: %q, want %d commands", path, heading, commands, n)
+	}
+	for _, c := range commands {
+		input := ""
+		switch {
+		case strings.Contains(c[1], "login admin"):
+			input = s.password
+		case strings.Contains(c[1], "login alice"):
+			input = "correct horse battery\n"
+		}
+		environment := "export PATH=$PWD/.bin:$PATH; "
+		if strings.Contains(c[1], "--plaintext") {
+			environment += "export WATCHWORD_ADDR=" + s.grpc + "; "
+		}
+		s.run(t, environment+ours.Replace(c[1]), input)
+	}
 }
 
 // step is what a block of commands has, reads and prints.
