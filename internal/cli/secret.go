@@ -143,7 +143,7 @@ func (t Terminal) showPassword(password string) (discarded bool, err error) {
 	case t.outIsTerminal():
 		format = "This database is new. The first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
 	case isFile && isClosed(f):
-		return false, errors.New("standard output is closed" + startAgain)
+		return false, errors.New("standard output is closed, or is the null device, opened for reading too" + startAgain)
 	case isFile && isNull(f):
 		return true, nil
 	}
