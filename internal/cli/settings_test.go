@@ -239,5 +239,10 @@ func TestOtherCommandsShareTheFile(t *testing.T) {
 	if list := done(t, "", "user", "list", db); !strings.Contains(list, "alice") {
 		t.Errorf("got %s", list)
 	}
+	unknown := configFile(t, "bogus: 1\n")
+	for _, command := range []string{"user list", "service list", "issuer list", "session list", "key list", "audit", "watchers", "explain"} {
+		args := append(strings.Fields(command), "--plaintext", "--addr=127.0.0.1:1", "--config="+unknown)
+		fails(t, 2, "line 1: unknown key", "token", args...)
+	}
 	fails(t, 1, "connection refused", "token", "verify", "--plaintext", "--addr=127.0.0.1:1", "--config=no-such-file")
 }
