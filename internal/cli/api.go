@@ -45,8 +45,8 @@ var (
 
 // AfterApply decides whether the command works on the running server or on the database: a flag
 // on the command line has precedence over an environment variable. If the settings name both a
-// server and a database, the command ends with an error and changes nothing. The parser kong
-// calls AfterApply after kong has read the flags; an error of AfterApply is wrong usage.
+// server and a database, the command ends with an error and changes nothing. Package
+// settings calls AfterApply after Validate; an error of AfterApply is wrong usage.
 func (a *place) AfterApply(set *settings.Settings) error {
 	a.onServer = a.Addr != "" && !set.Given("datastore-uri") || set.Given("addr")
 	if a.onServer && !set.Given("addr") && os.Getenv("WATCHWORD_DATASTORE_URI") != "" {

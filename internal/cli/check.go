@@ -25,9 +25,9 @@ type configCmd struct {
 
 type configCheckCmd struct{ serveFlags }
 
-// Run prints the settings in the form of a file for --config, with the origin of each setting.
-// Run opens no database and listens on no address. The password of a database URI is left out.
-func (c *configCheckCmd) Run(set *settings.Settings, t Terminal) error {
+// RunBy prints the settings in the form of a file for --config, with the origin of each setting.
+// RunBy opens no database and listens on no address. The password of a database URI is left out.
+func (c *configCheckCmd) RunBy(_ context.Context, set *settings.Settings, t Terminal) error {
 	if err := c.CheckFiles(); err != nil {
 		var faults []error
 		for line := range strings.SplitSeq(err.Error(), "\n") {

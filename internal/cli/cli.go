@@ -128,7 +128,26 @@ func Main(args []string, t Terminal) int {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
 	}
-	return set.Main(ctx, args, func(err error) (string, int) { return explainError(err), statusOf(err) }, t)
+	run := func(ctx context.Context) error { return run(ctx, set, t) }
+	return set.Main(ctx, args, run, func(err error) (string, int) { return explainError(err), statusOf(err) })
+}
+
+// command is a command that needs its own flags and arguments alone.
+type command interface {
+	Run(context.Context, Terminal) error
+}
+
+// settingsCommand is a command that also needs to know where the values of its flags come from.
+type settingsCommand interface {
+	RunBy(context.Context, *settings.Settings, Terminal) error
+}
+
+// run runs the command that set has read. A test checks that each command is one of both kinds.
+func run(ctx context.Context, set *settings.Settings, t Terminal) error {
+	if c, ok := set.Command().(settingsCommand); ok {
+		return c.RunBy(ctx, set, t)
+	}
+	return set.Command().(command).Run(ctx, t)
 }
 
 // statusOf returns the exit status for an error of a command.
@@ -150,10 +169,10 @@ type usageError struct{ error }
 // serveCmd runs the server. The flags are the fields of [server.Config].
 type serveCmd struct{ serveFlags }
 
-// Run serves until SIGINT or SIGTERM. At SIGHUP the server reads its files and the level of
+// RunBy serves until SIGINT or SIGTERM. At SIGHUP the server reads its files and the level of
 // the log again; Windows sends no SIGHUP. The log goes to standard error; standard output is
 // for the password of the first admin.
-func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) error {
+func (c *serveCmd) RunBy(ctx context.Context, set *settings.Settings, t Terminal) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before the server starts: without a handler, a SIGHUP would end the process
 	defer signal.Stop(hangup)

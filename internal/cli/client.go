@@ -316,7 +316,7 @@ type healthcheckCmd struct{ remote }
 // Run exits with status 0 if the server serves calls, and with status 1 otherwise. A container
 // engine runs the command, since the container holds no other program that could ask the
 // server.
-func (c *healthcheckCmd) Run(ctx context.Context) error {
+func (c *healthcheckCmd) Run(ctx context.Context, _ Terminal) error {
 	return c.connect(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
 		if err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {

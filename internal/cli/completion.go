@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/watchword-auth/watchword/internal/settings"
@@ -42,7 +43,7 @@ compdef _watchword watchword
 }
 
 // Run prints the completion script of the shell.
-func (c *completionCmd) Run(t Terminal) error {
+func (c *completionCmd) Run(_ context.Context, t Terminal) error {
 	_, err := fmt.Fprint(t.Out, completions[c.Shell])
 	return err
 }
@@ -53,8 +54,8 @@ type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The words of the command line, without the name of the program."`
 }
 
-// Run prints the words that can complete the command line, one a line.
-func (c *completeCmd) Run(t Terminal, set *settings.Settings) error {
+// RunBy prints the words that can complete the command line, one a line.
+func (c *completeCmd) RunBy(_ context.Context, set *settings.Settings, t Terminal) error {
 	for _, candidate := range set.Candidates(c.Words) {
 		fmt.Fprintln(t.Out, candidate)
 	}
@@ -64,7 +65,7 @@ func (c *completeCmd) Run(t Terminal, set *settings.Settings) error {
 type versionCmd struct{}
 
 // Run prints the version of this program.
-func (c *versionCmd) Run(t Terminal) error {
+func (c *versionCmd) Run(_ context.Context, t Terminal) error {
 	_, err := fmt.Fprintln(t.Out, version.String())
 	return err
 }

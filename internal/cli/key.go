@@ -142,7 +142,7 @@ type keyMasterCmd struct {
 // Run makes a file with a new master key. The operator copies the file to every
 // replica: a server on PostgreSQL never makes the file, since each replica would make
 // another key.
-func (c *keyMasterCmd) Run() error {
+func (c *keyMasterCmd) Run(context.Context, Terminal) error {
 	_, err := seal.Create(c.File)
 	return err
 }

@@ -107,7 +107,7 @@ func TestNoSecretOverPlaintextToAnotherMachine(t *testing.T) {
 					t.Errorf("%s: the server got %d calls, want %d", what, n, want)
 				}
 			}
-			if err := (&healthcheckCmd{r}).Run(t.Context()); err != nil { // carries no secret
+			if err := (&healthcheckCmd{r}).Run(t.Context(), Terminal{}); err != nil { // carries no secret
 				t.Errorf("healthcheck, %s: %v", where, err)
 			}
 		}

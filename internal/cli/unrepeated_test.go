@@ -50,6 +50,18 @@ func model(t *testing.T) *kong.Application {
 	return k.Model
 }
 
+// Every command has a method that run can call.
+func TestEveryCommandRuns(t *testing.T) {
+	for _, leaf := range model(t).Leaves(false) {
+		pointer := leaf.Target.Addr().Interface()
+		_, plain := pointer.(command)
+		_, withSettings := pointer.(settingsCommand)
+		if plain == withSettings {
+			t.Errorf("%s: Run: %v, RunBy: %v", leaf.Path(), plain, withSettings)
+		}
+	}
+}
+
 // silent returns settings without output and exits.
 func silent(t *testing.T) *settings.Settings {
 	t.Helper()

@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -84,5 +87,32 @@ func TestSlowUnreadRepliesAreBounded(t *testing.T) {
 	}
 	if most := s.memory(t, "VmHWM"); most > before+100 {
 		t.Errorf("the server grew from %d to %d MiB", before, most)
+	}
+}
+
+// Go's linker leaves out methods without a call. The linker keeps every exported method of the
+// program if a part of the program looks up methods by a computed name, which makes the program
+// larger by a tenth. reflect.Value.Methods stands for a method that only this keeps. See
+// docs/decisions/2026-11-29-no-method-by-name.md.
+func TestSlowUnusedMethodsAreLeftOut(t *testing.T) {
+	slow(t)
+	dir := t.TempDir()
+	// The tag leaves out golang.org/x/net/trace, which looks up methods, as in every release.
+	cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-buildvcs=false", "-o", dir+string(filepath.Separator), "./cmd/...")
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, name := range []string{"watchword", "watchword-ext-authz"} {
+		program, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(program, []byte("\x00reflect.Value.Method\x00")) {
+			t.Errorf("%s holds no names of functions", name)
+		}
+		if bytes.Contains(program, []byte("\x00reflect.Value.Methods\x00")) {
+			t.Errorf("%s holds every exported method: to find the cause, build with -ldflags=-dumpdep, and search ReflectMethod", name)
+		}
 	}
 }

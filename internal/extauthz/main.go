@@ -33,16 +33,13 @@ type commands struct {
 
 type serveCmd struct{ Config }
 
-// Run serves until ctx ends.
-func (c *serveCmd) Run(ctx context.Context, t terminal) error {
+// run serves until ctx ends.
+func (c *serveCmd) run(ctx context.Context, log io.Writer) error {
 	if err := c.check(); err != nil {
 		return usageError{err}
 	}
-	return serve(ctx, c.Config, c.Logger(t.log, c.Level()))
+	return serve(ctx, c.Config, c.Logger(log, c.Level()))
 }
-
-// terminal holds the output for the log.
-type terminal struct{ log io.Writer }
 
 // usageError means wrong usage: exit status [settings.ExitUsage].
 type usageError struct{ error }
@@ -58,10 +55,11 @@ func Main(args []string, out, err io.Writer) int {
 		fmt.Fprintf(err, "%s: %v\n", name, fault)
 		return exitError
 	}
-	return set.Main(context.Background(), args, func(fault error) (string, int) {
+	run := func(ctx context.Context) error { return set.Command().(*serveCmd).run(ctx, err) }
+	return set.Main(context.Background(), args, run, func(fault error) (string, int) {
 		if errors.As(fault, new(usageError)) {
 			return fault.Error(), settings.ExitUsage
 		}
 		return fault.Error(), exitError
-	}, terminal{err})
+	})
 }

@@ -13,11 +13,11 @@ import (
 // ExitUsage is the exit status after a wrong command line.
 const ExitUsage = 2
 
-// Main reads a command line and runs the command. SIGINT and SIGTERM end ctx, and a second signal
-// ends the process at once. Main writes what is wrong to Program.Err, and returns the exit status:
-// 0, [ExitUsage] for a wrong command line, and what judge returns for an error of the command. judge
-// also returns the text of the error. values are those of [Settings.Run].
-func (s *Settings) Main(ctx context.Context, args []string, judge func(error) (text string, status int), values ...any) (status int) {
+// Main reads a command line and calls run. SIGINT and SIGTERM end run's context, and a second
+// signal ends the process at once. Main writes what is wrong to Program.Err, and returns the exit
+// status: 0, [ExitUsage] for a wrong command line, and what judge returns for an error of run.
+// judge also returns the text of the error.
+func (s *Settings) Main(ctx context.Context, args []string, run func(context.Context) error, judge func(error) (text string, status int)) (status int) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // restores what a signal does by default
@@ -29,7 +29,7 @@ func (s *Settings) Main(ctx context.Context, args []string, judge func(error) (t
 		say(fmt.Sprintf("%v\nTry: %s --help", err, s.program.Name))
 		return ExitUsage
 	}
-	if err := s.Run(ctx, values...); err != nil {
+	if err := run(ctx); err != nil {
 		text, status := judge(err)
 		say(text)
 		return status

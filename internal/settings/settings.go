@@ -9,8 +9,13 @@
 // terminals and CI keep what they show.
 //
 // The commands are fields with the tags of the parser kong, and only settings imports kong. A
-// command may have the methods of kong: Help, Validate, AfterApply and Run, which can have a
-// *[Settings] as an argument.
+// command may have three methods. Help returns a text for --help. Validate returns the faults of
+// the flags. AfterApply gets the *[Settings] after Validate, and returns further faults.
+//
+// kong finds the methods of a command by names that are known only at run time. A call of such
+// code makes Go's linker keep every exported method of every type in the program. So settings
+// calls only those parts of kong that look no method up: see
+// docs/decisions/2026-11-29-no-method-by-name.md.
 //
 // [Settings.Main] does what the main function of every program does: reads the command line, ends
 // the command after a signal, and returns the exit status. [Log] holds the flags about the log of a
@@ -18,7 +23,6 @@
 package settings
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -51,8 +55,8 @@ type Program struct {
 
 // EveryCommand holds the flags of every command.
 type EveryCommand struct {
-	Config  string           `type:"path" placeholder:"FILE" help:"File with settings of serve, YAML: the keys are the names of the flags. Flags and variables count before the file."`
-	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
+	Config  string `type:"path" placeholder:"FILE" help:"File with settings of serve, YAML: the keys are the names of the flags. Flags and variables count before the file."`
+	Version bool   `env:"-" help:"Print the version and exit."`
 }
 
 // Settings holds what [Settings.Read] has read from the command line, the environment variables
@@ -63,9 +67,9 @@ type Settings struct {
 	known   keys // the keys that the file of --config can have
 
 	args    []string
-	command *kong.Context // nil after a fault
-	flags   []*kong.Flag  // of the command and of the commands above
-	unknown bool          // the command line has an unknown flag, so the meaning of later arguments is uncertain
+	command *kong.Node   // nil after a fault
+	flags   []*kong.Flag // of the command and of the commands above
+	unknown bool         // the command line has an unknown flag, so the meaning of later arguments is uncertain
 
 	file    string            // the file of --config; empty without a file
 	lines   map[string]line   // flag → value in the file
@@ -79,13 +83,13 @@ type Settings struct {
 func New(p Program) (*Settings, error) {
 	s := &Settings{program: p, known: keys{program: p.Name, command: p.KeysOf}}
 	options := []kong.Option{
-		kong.Name(p.Name), kong.Description(p.Description), kong.Vars{"version": p.Version}, kong.Writers(p.Out, p.Err),
+		kong.Name(p.Name), kong.Description(p.Description), kong.Writers(p.Out, p.Err),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)),
 		kong.DefaultEnvars(strings.ReplaceAll(strings.ToUpper(p.Name), "-", "_")), kong.ValueFormatter(withVariable),
-		kong.Resolvers(kong.ResolverFunc(s.resolve)), kong.Bind(s),
+		kong.Resolvers(kong.ResolverFunc(s.resolve)),
 	}
-	if p.Exit != nil {
-		options = append(options, kong.Exit(p.Exit))
+	if p.Exit == nil {
+		s.program.Exit = os.Exit
 	}
 	var err error
 	if s.parser, err = kong.New(p.Commands, options...); err != nil {
@@ -137,20 +141,58 @@ func (s *Settings) Read(args []string) error {
 		if p.Flag == nil {
 			continue
 		}
-		if len(s.faults) > 0 && (p.Flag.Name == "help" || p.Flag.Name == "version") {
-			return s.fault() // kong would print the help, and exit with status 0 in spite of the faults
+		if p.Flag.Name == "help" || p.Flag.Name == "version" {
+			return s.inform(command, p.Flag.Name)
 		}
 		s.origins[p.Flag.Name] = commandLine
 	}
 	s.readFile(command)
-	if understood == nil {
+	if !understood {
 		_ = command.Resolve() // adds the faults of the variables and of the file; tolerant returns no error
-	} else if parsed, err := s.parser.Parse(understood); err != nil {
+		return s.fault()
+	}
+	if err := s.apply(command); err != nil {
 		s.addRules(err)
 	} else {
-		s.command = parsed
+		s.command = command.Selected()
 	}
 	return s.fault()
+}
+
+// inform prints the text of --help or of --version, and ends the process. After a fault, inform
+// returns the fault instead.
+func (s *Settings) inform(command *kong.Context, flag string) error {
+	if len(s.faults) > 0 {
+		return s.fault()
+	}
+	if flag == "version" {
+		fmt.Fprintln(s.program.Out, s.program.Version)
+	} else if err := command.PrintUsage(false); err != nil {
+		return err
+	}
+	s.program.Exit(0)
+	return nil
+}
+
+// apply sets the flags and the arguments of a command, which are fields of the command. Errors:
+// faults against the rules of the tags, and errors of the command's methods.
+func (s *Settings) apply(command *kong.Context) error {
+	if err := command.Reset(); err != nil {
+		return err
+	}
+	if err := command.Resolve(); err != nil {
+		return err
+	}
+	if _, err := command.Apply(); err != nil {
+		return err
+	}
+	if err := command.Validate(); err != nil {
+		return err
+	}
+	if c, ok := command.Selected().Target.Addr().Interface().(interface{ AfterApply(*Settings) error }); ok {
+		return c.AfterApply(s)
+	}
+	return nil
 }
 
 // fault returns one error that names every fault found so far, or nil.
@@ -161,37 +203,35 @@ func (s *Settings) fault() error {
 	return errors.New(strings.Join(s.faults, "\n"))
 }
 
-// add adds a fault, unless the same fault was added before: kong reads a command line twice.
+// add adds a fault, unless the same fault was added before: kong reads a command line again
+// without an unknown flag.
 func (s *Settings) add(text string) {
 	if !slices.Contains(s.faults, text) {
 		s.faults = append(s.faults, text)
 	}
 }
 
-// Run runs the command that [Settings.Read] has read. Each argument of the command's method Run
-// gets ctx, the *Settings or one of the values, by the type of the argument.
-func (s *Settings) Run(ctx context.Context, values ...any) error {
-	s.command.BindTo(ctx, (*context.Context)(nil))
-	return s.command.Run(values...)
-}
+// Command returns a pointer to the command that [Settings.Read] has read: to a field of
+// Program.Commands.
+func (s *Settings) Command() any { return s.command.Target.Addr().Interface() }
 
-// trace returns the command that the command line names, and the arguments without the unknown
-// flags. The arguments are nil if the command line names no command.
-func (s *Settings) trace(args []string) (*kong.Context, []string) {
+// trace returns the command that the command line names, without the unknown flags. trace
+// returns false if kong cannot read the rest of the command line.
+func (s *Settings) trace(args []string) (command *kong.Context, understood bool) {
 	kept, removed := append([]string{}, args...), 0
 	for {
-		command, _ := kong.Trace(s.parser, kept) // the error is in command.Error, too
+		command, _ = kong.Trace(s.parser, kept) // the error is in command.Error, too
 		if command.Error == nil {
-			return command, kept
+			return command, true
 		}
 		at := len(kept) - len(command.Path[len(command.Path)-1].Remainder())
 		isFlag := strings.HasPrefix(command.Error.Error(), "unknown flag ") && at < len(kept)
 		if !isFlag && s.unknown { // the error may come from what was taken for the value of the unknown flag
-			return command, nil
+			return command, false
 		}
 		s.add(misplaced(command.Error, at+removed+1, len(args)))
 		if !isFlag {
-			return command, nil
+			return command, false
 		}
 		s.unknown = true
 		n := 1
@@ -284,7 +324,7 @@ var (
 	flagName    = regexp.MustCompile(`--([a-z][a-z-]*[a-z])`)
 )
 
-// addRules adds the faults that kong's Parse has found, such as two flags that exclude each
+// addRules adds the faults that apply has found, such as two flags that exclude each
 // other, one a line. addRules leaves out faults about a flag with a value that could not be
 // read.
 func (s *Settings) addRules(err error) {

@@ -2,7 +2,6 @@ package settings_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -41,13 +40,6 @@ type listCmd struct {
 	Life     time.Duration `default:"5m"`
 	Database string        `default:"here"`
 	ID       string        `arg:""`
-
-	ran string
-}
-
-func (c *listCmd) Run(_ context.Context, suffix string) error {
-	c.ran = c.ID + " in " + c.Database + suffix
-	return nil
 }
 
 // read reads a command line with a file of --config; without a file if the text is empty.
@@ -110,14 +102,14 @@ database: "hidden"  # the command line
 	}
 }
 
-// A command takes the shared keys alone, and runs with what it asks for.
-func TestRun(t *testing.T) {
+// A command takes the shared keys alone.
+func TestSharedKeys(t *testing.T) {
 	c, set, err := read(t, "life: 1d\ndatabase: there\n", "list", "--", "-x")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := set.Run(t.Context(), "!"); err != nil || c.List.ran != "-x in there!" || c.List.Life != 5*time.Minute {
-		t.Errorf("%v: %+v", err, c.List)
+	if set.Command() != &c.List || c.List.ID != "-x" || c.List.Database != "there" || c.List.Life != 5*time.Minute {
+		t.Errorf("%+v", c.List)
 	}
 }
 
