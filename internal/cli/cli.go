@@ -41,14 +41,6 @@ const (
 	exitInterrupted = 130
 )
 
-// ballastSize is the size of ballast, in bytes.
-const ballastSize = 16 << 20
-
-// ballast makes Go collect garbage a third as often in a server with little memory in use. No code
-// reads or writes ballast, so the operating system gives no memory for it: see
-// docs/decisions/2026-11-29-ballast.md.
-var ballast []byte
-
 // Terminal holds the input and the outputs of a command. Tests replace the input and both
 // outputs.
 type Terminal struct {
@@ -173,6 +165,7 @@ type serveCmd struct{ serveFlags }
 // the log again; Windows sends no SIGHUP. The log goes to standard error; standard output is
 // for the password of the first admin.
 func (c *serveCmd) RunBy(ctx context.Context, set *settings.Settings, t Terminal) error {
+	extra := collectRarely()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before the server starts: without a handler, a SIGHUP would end the process
 	defer signal.Stop(hangup)
@@ -194,11 +187,8 @@ func (c *serveCmd) RunBy(ctx context.Context, set *settings.Settings, t Terminal
 	if err != nil {
 		return err
 	}
-	if os.Getenv("GOGC") == "" {
-		ballast = make([]byte, ballastSize)
-	}
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // the variable GOMEMLIMIT is not set
-		debug.SetMemoryLimit(s.MemoryGoal() + int64(len(ballast))) // Go counts the ballast, which takes no memory
+		debug.SetMemoryLimit(s.MemoryGoal() + extra)
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
