@@ -15,10 +15,7 @@ const (
 	// MaxForeignLength bounds the length of another issuer's token, in bytes. Tokens of CI
 	// systems with all their claims have 2 KiB.
 	MaxForeignLength = 16 << 10
-	// maxForeignDepth bounds how deep objects and arrays can be nested. The claims of
-	// Kubernetes have a depth of 3.
-	maxForeignDepth = 16
-	maxForeignKID   = 256 // bytes
+	maxForeignKID    = 256 // bytes
 )
 
 // foreignMethods maps the algorithms of other issuers to golang-jwt's implementation. Every
@@ -71,7 +68,7 @@ func ParseForeign(raw string, find func(Foreign) (crypto.PublicKey, error)) (map
 	if says.Issuer, _ = claims["iss"].(string); !ok || badText(says.Issuer) {
 		return nil, errClaims
 	}
-	signature, err := segments.DecodeSegment(p.signature)
+	signature, err := segments.DecodeString(p.signature)
 	if err != nil {
 		return nil, errForm
 	}
@@ -116,23 +113,27 @@ func (p parts) foreignHeader() (Foreign, error) {
 // name that is repeated in an object, at any depth: two readers might see two different
 // tokens (RFC 7519 section 4).
 func decodeClaims(part string) (map[string]any, bool) {
-	data, err := segments.DecodeSegment(part)
-	if err != nil || !utf8.Valid(data) || !json.Valid(data) {
+	data, err := segments.DecodeString(part)
+	if err != nil || !utf8.Valid(data) {
 		return nil, false
 	}
-	value, ok := decodeValue((&scanner{string(data)}).value(), maxForeignDepth)
-	claims, isObject := value.(map[string]any)
+	s := scanner{string(data)}
+	value, ok := s.value(maxDepth)
+	if !ok || !s.ended() {
+		return nil, false
+	}
+	decoded, ok := decodeValue(value)
+	claims, isObject := decoded.(map[string]any)
 	return claims, ok && isObject
 }
 
-// decodeValue decodes a JSON value, which must have passed json.Valid. depth bounds how deep
-// objects and arrays can be nested.
-func decodeValue(value string, depth int) (any, bool) {
+// decodeValue decodes a value that a scanner has cut.
+func decodeValue(value string) (any, bool) {
 	switch value[0] {
 	case '{':
-		return decodeMembers(value, depth)
+		return decodeMembers(value)
 	case '[':
-		return decodeElements(value, depth)
+		return decodeElements(value)
 	case '"':
 		return text(value)
 	case 't', 'f':
@@ -143,33 +144,29 @@ func decodeValue(value string, depth int) (any, bool) {
 	return json.Number(value), true
 }
 
-func decodeMembers(value string, depth int) (map[string]any, bool) {
+func decodeMembers(value string) (map[string]any, bool) {
 	s, object := scanner{value}, map[string]any{}
-	s.take('{')
-	for depth > 0 && !s.take('}') {
-		name, ok := text(s.value())
-		if _, twice := object[name]; !ok || twice {
-			return nil, false
+	ok := s.list('{', '}', func() bool {
+		m, ok := s.member(maxDepth)
+		if _, twice := object[m.name]; !ok || twice {
+			return false
 		}
-		s.take(':')
-		if object[name], ok = decodeValue(s.value(), depth-1); !ok {
-			return nil, false
-		}
-		s.take(',')
-	}
-	return object, depth > 0
+		object[m.name], ok = decodeValue(m.value)
+		return ok
+	})
+	return object, ok
 }
 
-func decodeElements(value string, depth int) ([]any, bool) {
+func decodeElements(value string) ([]any, bool) {
 	s, array := scanner{value}, []any{}
-	s.take('[')
-	for depth > 0 && !s.take(']') {
-		element, ok := decodeValue(s.value(), depth-1)
+	ok := s.list('[', ']', func() bool {
+		element, ok := s.value(maxDepth)
 		if !ok {
-			return nil, false
+			return false
 		}
-		array = append(array, element)
-		s.take(',')
-	}
-	return array, depth > 0
+		decoded, ok := decodeValue(element)
+		array = append(array, decoded)
+		return ok
+	})
+	return array, ok
 }

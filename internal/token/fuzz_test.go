@@ -91,7 +91,7 @@ func wantSame(t *testing.T, want *Claims, raw string, find func(string) *PublicK
 func FuzzClaims(f *testing.F) {
 	for _, c := range tokentest.Load(f).Cases {
 		if p, ok := split(c.Token); ok {
-			if payload, err := segments.DecodeSegment(p.payload); err == nil {
+			if payload, err := segments.DecodeString(p.payload); err == nil {
 				f.Add(payload)
 			}
 		}
@@ -144,12 +144,55 @@ func sameActors(claims map[string]any, actors []Actor) bool {
 	return claims["act"] == nil
 }
 
+// FuzzScanner compares the scanner with json.Valid: both accept the same texts, except those that
+// are nested too deep for the scanner.
+func FuzzScanner(f *testing.F) {
+	for _, text := range []string{
+		` [ ] `, `{"a":{},"b":[[],"",{"c":null}]}`, `[true,false,null]`, `"\u00e9\uABcd\n\/\"\\"`, `-0`, `0.10e+1`, `-12E-3`, "\"\x7f\xff\"",
+		``, `{`, `[`, `[1`, `[1,]`, `[,1]`, `[1 2]`, `{"a"}`, `{"a":}`, `{"a":1,}`, `{a:1}`, `{1:1}`, `{"a":1 "b":2}`, `[1}`, `{"a":1]`, `1 1`, `]`, `,`, `:`,
+		`"`, `"\`, `"\"`, `"\x"`, `"\u00"`, `"\u00g0"`, `"\u 000"`, "\"\t\"", "\"\x00\"", `-`, `+1`, `01`, `-01`, `1.`, `.1`, `1.e1`, `1e`, `1e+`, `1ee1`,
+		`tru`, `truee`, `True`, `nul`, "\v1", "\u00a01", strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth),
+		strings.Repeat("[", maxDepth+1) + strings.Repeat("]", maxDepth+1), strings.Repeat(`{"a":`, maxDepth+1) + "1" + strings.Repeat("}", maxDepth+1),
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		s := scanner{text}
+		value, ok := s.value(maxDepth)
+		ok = ok && s.ended()
+		if want := json.Valid([]byte(text)) && depthOf(text) <= maxDepth; ok != want {
+			t.Fatalf("%q: the scanner returned %t, want %t", text, ok, want)
+		}
+		if ok && value != strings.Trim(text, " \t\r\n") {
+			t.Fatalf("%q: the scanner cut %q", text, value)
+		}
+	})
+}
+
+// depthOf returns how deep objects and arrays are nested in valid JSON.
+func depthOf(text string) (most int) {
+	d, depth := json.NewDecoder(strings.NewReader(text)), 0
+	for {
+		token, err := d.Token()
+		if err != nil { // io.EOF
+			return most
+		}
+		switch token {
+		case json.Delim('['), json.Delim('{'):
+			depth++
+			most = max(most, depth)
+		case json.Delim(']'), json.Delim('}'):
+			depth--
+		}
+	}
+}
+
 // FuzzObject compares the members from decodeObject with the members from encoding/json.
 func FuzzObject(f *testing.F) {
 	for _, c := range tokentest.Load(f).Cases {
 		if p, ok := split(c.Token); ok {
 			for _, part := range []string{p.header, p.payload} {
-				if text, err := segments.DecodeSegment(part); err == nil {
+				if text, err := segments.DecodeString(part); err == nil {
 					f.Add(text)
 				}
 			}

@@ -123,7 +123,7 @@ func decodeParameter(name, value string) ([]byte, error) {
 	if len(value) > MaxLength {
 		return nil, fmt.Errorf("token: JWK parameter %s is longer than %d characters", name, MaxLength)
 	}
-	decoded, err := segments.DecodeSegment(value)
+	decoded, err := segments.DecodeString(value)
 	if err != nil {
 		return nil, fmt.Errorf("token: JWK parameter %s is not canonical base64url", name)
 	}

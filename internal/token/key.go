@@ -149,7 +149,7 @@ func (k *PublicKey) MarshalPKIX() ([]byte, error) { return x509.MarshalPKIXPubli
 // algorithm. golang-jwt refuses an ES256 signature of a length other than 64 bytes;
 // Go's packages check the length for EdDSA and RS256.
 func (k *PublicKey) verify(p parts) error {
-	signature, err := segments.DecodeSegment(p.signature)
+	signature, err := segments.DecodeString(p.signature)
 	if err != nil {
 		return errForm
 	}

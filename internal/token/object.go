@@ -36,41 +36,42 @@ const maxMembers = 64
 // stays on the stack.
 const usualMembers = 12
 
+// maxDepth bounds how deep objects and arrays can be nested. The claims of Kubernetes have a
+// depth of 3.
+const maxDepth = 16
+
 // decodeObject decodes a base64url part with a single JSON object in UTF-8. decodeObject
 // refuses a repeated name, and uses room, as [newObject] does.
 func decodeObject(part string, room []member) (o object, ok bool) {
-	data, err := segments.DecodeSegment(part)
-	// Valid also refuses bytes after the first value.
-	if err != nil || !utf8.Valid(data) || !json.Valid(data) {
+	var usual [512]byte // the decoded part of a usual token fits, and stays on the stack
+	data, err := segments.AppendDecode(usual[:0], []byte(part))
+	if err != nil || !utf8.Valid(data) {
 		return object{}, false
 	}
 	return newObject(string(data), room)
 }
 
-// newObject reads the members of a JSON object. data must have passed json.Valid. newObject
-// refuses more than maxMembers members, and a repeated name: a JSON reader takes the first or the
-// last value of a repeated name, so two readers might see two different tokens (RFC 7515 section
-// 4, RFC 7519 section 4). In nested objects repeated names pass, except in the objects of the
-// claim act, which [object.actors] reads by newObject too.
+// newObject reads the members of a JSON object. data must be UTF-8. newObject refuses malformed
+// JSON, objects and arrays nested deeper than maxDepth, more than maxMembers members, and a
+// repeated name: a JSON reader takes the first or the last value of a repeated name, so two
+// readers might see two different tokens (RFC 7515 section 4, RFC 7519 section 4). In nested
+// objects repeated names pass, except in the objects of the claim act, which [object.actors]
+// reads by newObject too.
 //
 // newObject appends the members to room, an empty slice: room on the caller's stack saves an
 // allocation.
 func newObject(data string, room []member) (o object, ok bool) {
 	s := scanner{data}
-	if !s.take('{') {
-		return object{}, false
-	}
 	o.members = room
-	for !s.take('}') {
-		name, ok := text(s.value())
-		if !ok || o.has(name) || len(o.members) == maxMembers {
-			return object{}, false
+	ok = s.list('{', '}', func() bool {
+		m, ok := s.member(maxDepth - 1)
+		if !ok || o.has(m.name) || len(o.members) == maxMembers {
+			return false
 		}
-		s.take(':')
-		o.members = append(o.members, member{name, s.value()})
-		s.take(',')
-	}
-	return o, true
+		o.members = append(o.members, m)
+		return true
+	})
+	return o, ok && s.ended()
 }
 
 // value returns the JSON text of a member; empty if the member is missing.
@@ -138,20 +139,16 @@ func (o *object) actors(name string) (list []Actor) {
 }
 
 func (o *object) texts(name string) []string {
-	s := scanner{o.value(name)}
-	if !s.take('[') {
+	s, list := scanner{o.value(name)}, []string{}
+	ok := s.list('[', ']', func() bool {
+		value, _ := s.value(0)
+		element, ok := text(value)
+		list = append(list, element)
+		return ok
+	})
+	if !ok {
 		o.refuse(name)
 		return nil
-	}
-	list := []string{}
-	for !s.take(']') {
-		element, ok := text(s.value())
-		if !ok {
-			o.refuse(name)
-			return nil
-		}
-		list = append(list, element)
-		s.take(',')
 	}
 	return list
 }
@@ -180,7 +177,7 @@ func (o *object) time(name string) time.Time {
 	return time.Unix(o.integer(name), 0).UTC()
 }
 
-// text decodes a JSON string, and returns false for every other value.
+// text decodes a JSON string that a scanner has cut, and returns false for every other value.
 // json.Unmarshal alone would decode null as the empty string.
 func text(value string) (string, bool) {
 	if len(value) < 2 || value[0] != '"' {
@@ -192,74 +189,4 @@ func text(value string) (string, bool) {
 	var s string
 	err := json.Unmarshal([]byte(value), &s)
 	return s, err == nil
-}
-
-// scanner cuts JSON text into values. The text must have passed json.Valid.
-//
-// A json.Decoder would check the text again and allocate for every JSON token;
-// with a Decoder, Parse was a third slower than golang-jwt.
-type scanner struct{ rest string }
-
-// take skips white space. If c comes next, take also skips c and returns true.
-func (s *scanner) take(c byte) bool {
-	for len(s.rest) > 0 && strings.IndexByte(" \t\r\n", s.rest[0]) >= 0 { // strings.TrimLeft is slower
-		s.rest = s.rest[1:]
-	}
-	if len(s.rest) == 0 || s.rest[0] != c {
-		return false
-	}
-	s.rest = s.rest[1:]
-	return true
-}
-
-// value returns the JSON text of the next value. At the end of the text, value
-// returns no bytes; the function text refuses an empty value, so a caller's loop
-// ends.
-func (s *scanner) value() string {
-	s.take(' ') // skips all white space before the value
-	n := valueLength(s.rest)
-	value := s.rest[:n]
-	s.rest = s.rest[n:]
-	return value
-}
-
-// valueLength returns the length of the value at the start of data, in bytes. A number
-// or word ends before a comma, a bracket or white space. An object or array ends with
-// the matching bracket, and a string with the closing quote.
-func valueLength(data string) int {
-	depth := 0
-	for i := 0; i < len(data); i++ {
-		c := data[i]
-		if depth == 0 && strings.IndexByte(",]} \t\r\n", c) >= 0 {
-			return i
-		}
-		switch c {
-		case '"':
-			i += stringLength(data[i:]) - 1
-		case '{', '[':
-			depth++
-		case '}', ']':
-			depth--
-		default:
-			continue
-		}
-		if depth == 0 {
-			return i + 1
-		}
-	}
-	return len(data)
-}
-
-// stringLength returns the length of the string at the start of data, in bytes, both
-// quotes included.
-func stringLength(data string) int {
-	for i := 1; i < len(data); i++ {
-		switch data[i] {
-		case '\\':
-			i++
-		case '"':
-			return i + 1
-		}
-	}
-	return len(data)
 }

@@ -52,7 +52,7 @@ func TestWycheproofJWS(t *testing.T) {
 		}
 		for _, test := range group.Tests {
 			p, ok := split(test.JWS)
-			_, undecodable := segments.DecodeSegment(p.payload)
+			_, undecodable := segments.DecodeString(p.payload)
 			if got := ok && key.verify(p) == nil && undecodable == nil; got != (test.Result == "valid") {
 				t.Errorf("%s, test %d, %s: signature accepted: %v, want a result of %s", group.Comment, test.ID, test.Comment, got, test.Result)
 			}
