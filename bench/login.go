@@ -63,6 +63,7 @@ func logins(b *bench) (err error) {
 	for _, p := range []*part{login, hash} {
 		b.report("login/"+p.name, median(p.rates), "calls/s", limit{})
 		b.report("login/processor-time/"+p.name, p.perCall(p.sum.own), "µs", limit{})
+		b.report("login/page-faults/"+p.name, float64(p.sum.faults)/float64(p.sum.calls), "pages", limit{})
 	}
 	b.report("login/p50", watch.quantile(0.5), "ms", limit{})
 	return nil

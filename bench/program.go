@@ -22,6 +22,7 @@ type program struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	lines *bufio.Scanner
+	read  chan struct{} // set by discard; closed at the end of the output
 }
 
 // launch starts a program without the variables of the environment that configure Watchword.
@@ -55,11 +56,24 @@ func (p *program) line(with string) (string, error) {
 	return "", fmt.Errorf("%s: no line with %q, the last line is %q: %w", p.cmd.Path, with, last, cmp.Or(p.lines.Err(), io.EOF))
 }
 
+// discard reads the rest of the output in the background, until stop: a server that writes to a
+// full pipe waits, and a few hundred logins fill the pipe with their lines of the log.
+func (p *program) discard() {
+	p.read = make(chan struct{})
+	go func() {
+		defer close(p.read)
+		for p.lines.Scan() {
+		}
+	}()
+}
+
 // stop ends the program, by a signal that lets Watchword stop in order.
 func (p *program) stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	for p.lines.Scan() {
+	if p.read == nil {
+		p.discard()
 	}
+	<-p.read
 	if err := p.cmd.Wait(); err != nil && p.cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
 		return fmt.Errorf("%s: %w", p.cmd.Path, err)
 	}
@@ -142,6 +156,16 @@ func processorTime(pid int, children bool) (time.Duration, error) {
 		sum += used
 	}
 	return sum, nil
+}
+
+// pageFaults returns how many pages of memory a process has got from the operating system, without a
+// reading of a disk.
+func pageFaults(pid int) (int, error) {
+	fields, err := statOf(pid)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(fields[7])
 }
 
 // diskBytes returns how many bytes a process has caused to be written to a disk.

@@ -36,13 +36,15 @@ type spent struct {
 	calls         int
 	own, database time.Duration // the processor time of the program, and of PostgreSQL
 	written       int64         // bytes to the disk, by the program
+	faults        int           // pages that the program got from the operating system
 }
 
 // spentNow reads what the processes of the part have used since their start.
 func (p *part) spentNow() (s spent, err error) {
-	var errs [3]error
+	var errs [4]error
 	s.own, errs[0] = processorTime(p.cmd.Process.Pid, false)
 	s.written, errs[1] = diskBytes(p.cmd.Process.Pid)
+	s.faults, errs[3] = pageFaults(p.cmd.Process.Pid)
 	if p.database != 0 {
 		s.database, errs[2] = processorTime(p.database, true)
 	}
@@ -66,6 +68,7 @@ func (p *part) stint(callers int, d time.Duration, counts bool) error {
 		p.sum.own += after.own - before.own
 		p.sum.database += after.database - before.database
 		p.sum.written += after.written - before.written
+		p.sum.faults += after.faults - before.faults
 	}
 	return err
 }

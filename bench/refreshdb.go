@@ -79,6 +79,7 @@ func (i *installation) start(flags ...string) (*program, error) {
 		return nil, err
 	}
 	i.crowd.addr = listening.FindStringSubmatch(line)[1]
+	p.discard()
 	return p, nil
 }
 
