@@ -34,7 +34,7 @@ type result struct {
 func observe(t *testing.T, w *world, do func(ctx context.Context) (handler context.Context, err error)) (r result) {
 	t.Helper()
 	exported := tracetest.NewInMemoryExporter()
-	ctx, span := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exported)).Tracer("test").Start(t.Context(), "call")
+	ctx, span := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exported), sdktrace.WithSampler(sdktrace.AlwaysSample())).Tracer("test").Start(t.Context(), "call")
 	before := w.Status().Refused
 	handler, err := do(ctx)
 	span.End()

@@ -110,7 +110,9 @@ func TestProxy(t *testing.T) {
 	proxy, asked := connectProxy(t, address)
 	t.Cleanup(func() { close(stop); server.Stop(); running.Wait() })
 	t.Setenv("HTTPS_PROXY", "http://"+proxy)
-	t.Setenv("NO_PROXY", "")
+	for _, name := range []string{"NO_PROXY", "no_proxy", "https_proxy"} {
+		t.Setenv(name, "")
+	}
 
 	for target, want := range map[string]struct {
 		proxied bool

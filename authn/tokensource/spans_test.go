@@ -28,7 +28,7 @@ func (s inSpan) Context() context.Context { return s.ctx }
 func TestSpansOfADelegation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		exported := tracetest.NewInMemoryExporter()
-		provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exported))
+		provider := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exported), sdktrace.WithSampler(sdktrace.AlwaysSample()))
 		r := startRelay(t, false)
 		conn := r.auth.dial(t, nil)
 		source, err := tokensource.Workload(conn, assertion)

@@ -229,7 +229,7 @@ func TestConfigDefaults(t *testing.T) {
 		{Config{Parallel: 2, Queue: 4, Reserved: 9}, Config{Default, 0, 2, 4, 4, nil, Policy{}}},
 		{Config{Parallel: 2, Queue: 40, Reserved: -1}, Config{Default, 0, 2, 40, 0, nil, Policy{}}},
 		{Config{Parallel: 2, Queue: -1}, Config{Default, 0, 2, 128, 16, nil, Policy{}}},
-		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, 0, max(1, cores/16), 64, 8, nil, Policy{}}},
+		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, 0, max(1, cores/16), 64 * max(1, cores/16), 8 * max(1, cores/16), nil, Policy{}}},
 		{Config{Parallel: 31, Memory: 256 << 20}, Config{Default, 256 << 20, 4, 256, 32, nil, Policy{}}},
 		{Config{Parallel: 31, Memory: 3*hash - 1}, Config{Default, 3*hash - 1, 2, 128, 16, nil, Policy{}}},
 		{Config{Parallel: 31, Memory: 1}, Config{Default, 1, 1, 64, 8, nil, Policy{}}},

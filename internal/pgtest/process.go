@@ -176,5 +176,7 @@ func temporary(parent string) (string, error) {
 // write writes a file that every user is allowed to read. The directory must come from the
 // function temporary, which closes the directory to other users.
 func write(dir, name, text string) error {
-	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
+	path := filepath.Join(dir, name)
+	// The umask can take rights away from a new file.
+	return errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, 0o644))
 }

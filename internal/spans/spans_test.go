@@ -34,7 +34,7 @@ func TestACallThatIsNotTraced(t *testing.T) {
 // TestStart checks that a span goes to the provider of the span above.
 func TestStart(t *testing.T) {
 	exported := tracetest.NewInMemoryExporter()
-	ctx, root := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exported)).Tracer("test").Start(t.Context(), "root")
+	ctx, root := sdktrace.NewTracerProvider(sdktrace.WithSyncer(exported), sdktrace.WithSampler(sdktrace.AlwaysSample())).Tracer("test").Start(t.Context(), "root")
 	_, below := spans.Start(ctx, "below")
 	spans.Refused(trace.ContextWithSpan(ctx, below), "TOKEN_MISSING")
 	spans.End(below, true)

@@ -17,7 +17,7 @@ import (
 func TestSpansOfASharedCommit(t *testing.T) {
 	s := storetest.Open(t, storetest.SQLite(t))
 	spans := tracetest.NewInMemoryExporter()
-	tracer := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans)).Tracer("test")
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans), sdktrace.WithSampler(sdktrace.AlwaysSample())).Tracer("test")
 	running, release := make(chan struct{}), make(chan struct{})
 	answers := make(chan error, 4)
 	write := func(ctx context.Context, name string, do func()) {
