@@ -110,8 +110,8 @@ func TestFollowMissesNothing(t *testing.T) {
 		if r.times > most || len(r.gaps) > 0 {
 			t.Errorf("%d records came for %d changes; gaps: %v", r.times, most, r.gaps)
 		}
-		r.read(t)
-		if before := r.times; before != r.times {
+		before := r.times
+		if r.read(t); r.times != before {
 			t.Errorf("%d records came again", r.times-before)
 		}
 	})
