@@ -109,11 +109,13 @@ func WaitForLock(t *testing.T, s *Store, patience time.Duration) {
 }
 
 // PoolSize is how many connections there are, and MaxBatch how many spendings
-// share a transaction. BatchLead is the time for which a batch runs alone.
+// share a transaction. BatchLead is the time for which a batch runs alone. AnswerTime is what a
+// caller's deadline leaves for the answer.
 const (
-	PoolSize  = poolSize
-	MaxBatch  = maxBatch
-	BatchLead = batchLead
+	PoolSize   = poolSize
+	MaxBatch   = maxBatch
+	BatchLead  = batchLead
+	AnswerTime = answerTime
 )
 
 // SpendTogether spends in one batch.

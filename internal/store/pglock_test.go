@@ -81,6 +81,8 @@ func TestAReplicaThatFreezes(t *testing.T) {
 	freezeHolder(t, uri)
 	began := time.Now()
 	const patience = 3 * time.Second // idle in a transaction
+	late := storetest.Lateness(t)
+	var waited atomic.Int64 // callers that have got what the frozen one holds
 	var tasks sync.WaitGroup
 	for name, call := range map[string]func() error{ // they want what it holds
 		"a user's row": func() error {
@@ -90,32 +92,30 @@ func TestAReplicaThatFreezes(t *testing.T) {
 	} {
 		tasks.Go(func() {
 			err := call()
-			if took := time.Since(began); err != nil || took < patience/2 || took > 3*patience {
+			if took := time.Since(began); err != nil || took < patience/2 {
 				t.Errorf("%s after %v: %v", name, took, err)
 			}
+			waited.Add(1)
 		})
 	}
 	store.SpendTogether(t.Context(), s, []*store.Spend{spendOf("s1", 1), spendOf("nobody", 1)})
-	strangers := func() {
-		for generation := int64(1); generation < 20; generation++ {
-			err := s.Write(context.Background(), func(tx *store.Tx) error { return appendEvent(tx, "stranger") })
-			if err != nil {
-				t.Error(err)
-			}
-			if err := spend(context.Background(), s, "s2", generation); err != nil {
-				t.Error(err)
-			}
+	errs := make(chan []error, 1)
+	go func() { // one batch with a stranger
+		errs <- store.SpendTogether(context.Background(), s, []*store.Spend{spendOf("s0", 1), spendOf("s1", 2), spendOf("s2", 1)})
+	}()
+	for generation(t, s, "s2") != 2 { // done although the batch is not
+	}
+	unheld := waited.Load() == 0
+	strangers := 0 // answered before the callers that want what the frozen one holds
+	for ; strangers < 20 && waited.Load() == 0; strangers++ {
+		err := s.Write(context.Background(), func(tx *store.Tx) error { return appendEvent(tx, "stranger") })
+		if err := errors.Join(err, spend(context.Background(), s, "s2", int64(2+strangers))); err != nil {
+			t.Error(err)
 		}
 	}
-	strangers()
-	errs := make(chan []error, 1)
-	go func() { // one batch with strangers
-		errs <- store.SpendTogether(context.Background(), s, []*store.Spend{spendOf("s0", 1), spendOf("s1", 2), spendOf("s2", 20)})
-	}()
-	for generation(t, s, "s2") != 21 { // done although the batch is not
-	}
-	if took := time.Since(began); took > patience-patience/5 {
-		t.Errorf("strangers waited for %v", took)
+	// The last stranger may have waited for the frozen one.
+	if (!unheld || strangers < 3) && 5*late() < patience/2 {
+		t.Errorf("a stranger in the batch did not wait: %v; after the batch %d other strangers were answered", unheld, strangers)
 	}
 	tasks.Wait()
 	if err := errors.Join(<-errs...); err != nil {

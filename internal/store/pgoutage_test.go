@@ -55,6 +55,7 @@ func recovered(t *testing.T, s *store.Store) {
 func refusedInTime(t *testing.T, s *store.Store, allowed time.Duration) {
 	t.Helper()
 	const slack = 2 * time.Second // for a machine that is busy; the store's own bounds are 5 s and more
+	late := storetest.Lateness(t)
 	var tasks sync.WaitGroup
 	for name, call := range calls {
 		for range 16 {
@@ -66,8 +67,8 @@ func refusedInTime(t *testing.T, s *store.Store, allowed time.Duration) {
 				if !errors.Is(err, store.ErrUnavailable) {
 					t.Errorf("%s: %v", name, err)
 				}
-				if took := time.Since(began); took > allowed+slack {
-					t.Errorf("%s answered after %v", name, took)
+				if took, most := time.Since(began), allowed+slack+20*late(); took > most {
+					t.Errorf("%s answered after %v, want at most %v", name, took, most)
 				}
 			})
 		}
