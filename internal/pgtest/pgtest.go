@@ -37,6 +37,19 @@ var withoutDisk = []string{"fsync=off", "synchronous_commit=off", "full_page_wri
 // smallWAL bounds the write-ahead log for servers with files in memory.
 const smallWAL = "max_wal_size=256MB"
 
+// The variables PG… of PostgreSQL's clients would change what the URIs of this package mean, such as
+// by PGSSLMODE. A server of the environment may need such a variable, such as PGPASSFILE.
+func init() {
+	if os.Getenv(external) != "" {
+		return
+	}
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") && !strings.HasPrefix(name, "PGTEST_") {
+			os.Unsetenv(name)
+		}
+	}
+}
+
 // shared holds the PostgreSQL server that all tests of this process use.
 var shared struct {
 	sync.Mutex
