@@ -373,16 +373,18 @@ func TestBounds(t *testing.T) {
 		full, free := w.account(t, "full", store.KindService), w.account(t, "free", store.KindService)
 		fill := func(n int, make func(i int) *store.Binding) {
 			t.Helper()
-			err := w.store.Write(t.Context(), func(tx *store.Tx) (err error) {
-				for i := range n {
-					b := make(i)
-					b.ID = user.NewID()
-					err = errors.Join(err, tx.InsertBinding(b))
+			for begin := 0; begin < n; begin += 200 { // a transaction may take a bounded time
+				err := w.store.Write(t.Context(), func(tx *store.Tx) (err error) {
+					for i := begin; i < min(n, begin+200); i++ {
+						b := make(i)
+						b.ID = user.NewID()
+						err = errors.Join(err, tx.InsertBinding(b))
+					}
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
 				}
-				return err
-			})
-			if err != nil {
-				t.Fatal(err)
 			}
 		}
 		try := func(issuer, subject, id string) error {

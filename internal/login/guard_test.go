@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/caller"
@@ -23,11 +24,12 @@ import (
 type guarded struct {
 	*sessiontest.World
 	logins *login.Service
+	free   int
+	began  time.Time
 }
 
 // guard returns a world with so many free tries for a user, and so many wrong passwords a
-// second from a source. The delays are far longer than a test takes: the level counts only
-// after the first of them, of a second.
+// second from a source. The first delay takes a second, and each further one twice as long.
 func guard(t *testing.T, w *sessiontest.World, free, rate int) guarded {
 	t.Helper()
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}, Parallel: 2})
@@ -37,7 +39,7 @@ func guard(t *testing.T, w *sessiontest.World, free, rate int) guarded {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return guarded{w, logins}
+	return guarded{w, logins, free, time.Now()}
 }
 
 // try logs in from an address, and returns what the client sees: "ok", "wrong", or "wait".
@@ -62,11 +64,28 @@ func answer(t *testing.T, err error) string {
 	return ""
 }
 
+// refused returns the answer to a try that has to wait. On a slow machine, the try may come after
+// its delay: then a wrong password is one more guess, and doubles the delay.
+func (g guarded) refused(try func() string) string {
+	for passed, delay := time.Second, time.Second; ; delay, passed = 2*delay, passed+2*delay {
+		if got := try(); got != "wrong" || time.Since(g.began) < passed {
+			return got
+		}
+	}
+}
+
 // repeat returns the answers to tries with wrong passwords, each from another network.
 func (g guarded) repeat(t *testing.T, n int, name user.Name, previous string) (answers []string) {
 	t.Helper()
 	for i := range n {
-		answers = append(answers, g.try(t, caller.Source(fmt.Sprintf("10.0.%d.1", i)), name, "a wrong password", previous))
+		try := func() string {
+			return g.try(t, caller.Source(fmt.Sprintf("10.0.%d.1", i)), name, "a wrong password", previous)
+		}
+		if i < g.free {
+			answers = append(answers, try())
+		} else {
+			answers = append(answers, g.refused(try))
+		}
 	}
 	return answers
 }
@@ -122,7 +141,7 @@ func TestKnownDevice(t *testing.T) {
 			t.Errorf("the device at another name: %s", got)
 		}
 		g.repeat(t, 3, "mallory", "")
-		if got := g.try(t, "192.0.2.1", "mallory", wrong, other.Refresh); got != "wait" {
+		if got := g.refused(func() string { return g.try(t, "192.0.2.1", "mallory", wrong, other.Refresh) }); got != "wait" {
 			t.Errorf("the device at another name that is delayed: %s", got)
 		}
 	})
@@ -150,7 +169,7 @@ func TestStolenDevice(t *testing.T) {
 				t.Fatalf("the thief: %s", got)
 			}
 		}
-		if got := thief(); got != "wait" {
+		if got := g.refused(thief); got != "wait" {
 			t.Errorf("the thief after six guesses: %s", got)
 		}
 		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, other.Refresh); got != "ok" {
@@ -163,83 +182,90 @@ func TestStolenDevice(t *testing.T) {
 // promise of the device.
 func TestPromiseOfADevice(t *testing.T) {
 	t.Parallel()
-	w := sessiontest.New(t)
-	g := guard(t, w, 3, 0)
-	stolen := w.Login(t).Refresh
-	refusal := func(from caller.Source, previous string) *throttle.Refused {
-		t.Helper()
-		for {
-			_, err := g.logins.Login(caller.WithSource(t.Context(), from), "alice", sessiontest.Parse(t, wrong), nil, previous)
-			var refused *throttle.Refused
-			switch {
-			case errors.As(err, &refused):
-				return refused
-			case !errors.Is(err, login.ErrCredentials):
-				t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) { // the clock stands still
+		w := sessiontest.New(t)
+		g := guard(t, w, 3, 0)
+		stolen := w.Login(t).Refresh
+		refusal := func(from caller.Source, previous string) *throttle.Refused {
+			t.Helper()
+			for {
+				_, err := g.logins.Login(caller.WithSource(t.Context(), from), "alice", sessiontest.Parse(t, wrong), nil, previous)
+				var refused *throttle.Refused
+				switch {
+				case errors.As(err, &refused):
+					return refused
+				case !errors.Is(err, login.ErrCredentials):
+					t.Fatal(err)
+				}
 			}
 		}
-	}
-	refusal("198.51.100.1", stolen)
-	for n := 0; !refusal(caller.Source(fmt.Sprintf("10.0.%d.1", n)), "").Full; n++ { // six promises fill the hour
-		continue
-	}
-	if refused := refusal("192.0.2.1", stolen); refused.Full || refused.RetryAfter > 20*time.Minute+2*time.Second {
-		t.Errorf("the owner: %v", refused)
-	}
+		refusal("198.51.100.1", stolen)
+		for n := 0; !refusal(caller.Source(fmt.Sprintf("10.0.%d.1", n)), "").Full; n++ { // six promises fill the hour
+			continue
+		}
+		if refused := refusal("192.0.2.1", stolen); refused.Full || refused.RetryAfter > 20*time.Minute+2*time.Second {
+			t.Errorf("the owner: %v", refused)
+		}
+	})
 }
 
 // The ten newest sessions are known devices, and a text that is no refresh token is none.
 func TestUnknownDevices(t *testing.T) {
 	t.Parallel()
-	w := sessiontest.New(t)
-	g := guard(t, w, 3, 0)
-	var devices []*session.Tokens
-	for range 12 {
-		devices = append(devices, w.Login(t))
-	}
-	if err := w.Sessions.Logout(t.Context(), devices[11].Refresh); err != nil { // an ended session counts, too
-		t.Fatal(err)
-	}
-	g.repeat(t, 4, "alice", "")
-	forged := []byte(devices[11].Refresh)
-	forged[20] ^= 1
-	for _, token := range []string{devices[0].Refresh, devices[1].Refresh, string(forged), "x", devices[11].Access} {
-		if got := g.try(t, "192.0.2.1", "alice", wrong, token); got != "wait" {
-			t.Errorf("%.12s…: %s", token, got)
+	synctest.Test(t, func(t *testing.T) { // the clock stands still during the guesses
+		w := sessiontest.New(t)
+		g := guard(t, w, 3, 0)
+		var devices []*session.Tokens
+		for range 12 {
+			devices = append(devices, w.Login(t))
+			time.Sleep(time.Millisecond) // so that the sessions have an order
 		}
-	}
-	for _, device := range []*session.Tokens{devices[2], devices[11]} {
-		if got := g.try(t, "192.0.2.1", "alice", wrong, device.Refresh); got != "wrong" {
-			t.Errorf("a known device: %s", got)
+		if err := w.Sessions.Logout(t.Context(), devices[11].Refresh); err != nil { // an ended session counts, too
+			t.Fatal(err)
 		}
-	}
+		g.repeat(t, 4, "alice", "")
+		forged := []byte(devices[11].Refresh)
+		forged[20] ^= 1
+		for _, token := range []string{devices[0].Refresh, devices[1].Refresh, string(forged), "x", devices[11].Access} {
+			if got := g.try(t, "192.0.2.1", "alice", wrong, token); got != "wait" {
+				t.Errorf("%.12s…: %s", token, got)
+			}
+		}
+		for _, device := range []*session.Tokens{devices[2], devices[11]} {
+			if got := g.try(t, "192.0.2.1", "alice", wrong, device.Refresh); got != "wrong" {
+				t.Errorf("a known device: %s", got)
+			}
+		}
+	})
 }
 
 // The wrong passwords of ChangePassword count for the session, and then for the username.
 func TestGuessesOfASignedInUser(t *testing.T) {
 	t.Parallel()
-	w := sessiontest.New(t)
-	g := guard(t, w, 3, 0)
-	by, other := world{w}.caller(t, w.Alice.ID, w.Login(t)), world{w}.caller(t, w.Alice.ID, w.Login(t))
-	change := func(by caller.Caller, pw string) string {
-		t.Helper()
-		_, err := g.logins.ChangePassword(t.Context(), by, sessiontest.Parse(t, pw), sessiontest.Parse(t, "changed by Alice"))
-		return answer(t, err)
-	}
-	for _, want := range []string{"wrong", "wrong", "wrong", "wrong", "wrong", "wrong", "wait"} {
-		if got := change(by, wrong); got != want {
-			t.Errorf("ChangePassword: %s, want %s", got, want)
+	synctest.Test(t, func(t *testing.T) { // the clock stands still
+		w := sessiontest.New(t)
+		g := guard(t, w, 3, 0)
+		by, other := world{w}.caller(t, w.Alice.ID, w.Login(t)), world{w}.caller(t, w.Alice.ID, w.Login(t))
+		change := func(by caller.Caller, pw string) string {
+			t.Helper()
+			_, err := g.logins.ChangePassword(t.Context(), by, sessiontest.Parse(t, pw), sessiontest.Parse(t, "changed by Alice"))
+			return answer(t, err)
 		}
-	}
-	if got := g.try(t, "", "alice", wrong, ""); got != "wait" { // the session's last guesses count for the username
-		t.Errorf("Login: %s", got)
-	}
-	if got := change(by, sessiontest.Password); got != "wait" {
-		t.Errorf("with the right password: %s", got)
-	}
-	if got := change(other, sessiontest.Password); got != "ok" {
-		t.Errorf("in another session: %s", got)
-	}
+		for _, want := range []string{"wrong", "wrong", "wrong", "wrong", "wrong", "wrong", "wait"} {
+			if got := change(by, wrong); got != want {
+				t.Errorf("ChangePassword: %s, want %s", got, want)
+			}
+		}
+		if got := g.try(t, "", "alice", wrong, ""); got != "wait" { // the session's last guesses count for the username
+			t.Errorf("Login: %s", got)
+		}
+		if got := change(by, sessiontest.Password); got != "wait" {
+			t.Errorf("with the right password: %s", got)
+		}
+		if got := change(other, sessiontest.Password); got != "ok" {
+			t.Errorf("in another session: %s", got)
+		}
+	})
 }
 
 // One source may send a bounded number of wrong passwords, at whatever names. A known

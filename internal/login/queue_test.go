@@ -100,9 +100,9 @@ func TestHashesGoOnWhileTheDatabaseWaits(t *testing.T) {
 				w := world{sessiontest.New(t)}
 				pool := password.NewPool(password.Config{Parallel: 1})
 				by := w.caller(t, w.Alice.ID, w.Login(t))
+				done, logins := make(chan error, 1), w.NewLogins(t, w.Sessions, pool)
 				release := w.hold()
-				done := make(chan error, 1)
-				go func() { done <- call(w.NewLogins(t, w.Sessions, pool), by) }()
+				go func() { done <- call(logins, by) }()
 				synctest.Wait()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the bubble's clock
 				defer cancel()
@@ -131,7 +131,7 @@ func TestRefusedSourcesTakeNoPlace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g, device := guarded{w, logins}, w.Login(t)
+		g, device := guarded{World: w, logins: logins}, w.Login(t)
 		for g.try(t, "192.0.2.1", "somebody", wrong, "") == "wrong" {
 			continue
 		}
