@@ -29,6 +29,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/tokensource"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
 // prometheus is a running Prometheus.
@@ -276,10 +277,9 @@ func (l *line) mend() {
 // freeAddress returns an address on which nothing listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := pgtest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	return fmt.Sprint("127.0.0.1:", port)
 }

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,20 +30,23 @@ type walk struct {
 // command from the README, and fails if the README has the commands in another order or form.
 func TestWalk(t *testing.T) {
 	w := newWalk(t)
-	grpcAddr, httpAddr, notesAddr, searchAddr := free(t), free(t), free(t), free(t)
-	w.env = append(os.Environ(), "HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(), "WATCHWORD_ADDR="+grpcAddr, "WATCHWORD_PLAINTEXT=true")
+	w.env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHWORD_") || strings.HasPrefix(v, "OTEL_") })
+	w.env = append(w.env, "HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir())
 	platform := filepath.Join(t.TempDir(), "platform")
-	w.more = map[string][]string{
-		"issuer":       {"--dir", platform, "--audience", "http://" + httpAddr},
-		"search":       {"--addr", searchAddr, "--auth-addr", grpcAddr},
-		"notes":        {"--addr", notesAddr, "--auth-addr", grpcAddr},
-		"notes-client": {"--addr", notesAddr, "--auth-addr", grpcAddr},
-	}
-	readme := strings.NewReplacer("127.0.0.1:50062", searchAddr, "examples/notes/platform", platform, "platform/token", platform+"/token")
+	const anyPort = "127.0.0.1:0"
 
 	w.next(t, `make run ARGS="--audience internal --audience search"`)
-	server := w.start(t, t.TempDir(), "watchword", "serve", "--audience", "internal", "--audience", "search", "--grpc-addr", grpcAddr, "--http-addr", httpAddr)
-	w.password = server.line(t, "^[^ ]+$")
+	server := w.start(t, t.TempDir(), "watchword", "serve", "--audience", "internal", "--audience", "search", "--grpc-addr", anyPort, "--http-addr", anyPort)
+	w.password = server.line(t, "^([^ ]+)$")
+	ready := strings.Fields(server.line(t, `msg=ready grpc=(\S+ http=\S+)`))
+	grpcAddr, httpAddr := ready[0], strings.TrimPrefix(ready[1], "http=")
+	w.env = append(w.env, "WATCHWORD_ADDR="+grpcAddr, "WATCHWORD_PLAINTEXT=true")
+	w.more = map[string][]string{
+		"issuer": {"--dir", platform, "--audience", "http://" + httpAddr},
+		"search": {"--addr", anyPort, "--auth-addr", grpcAddr},
+		"notes":  {"--addr", anyPort, "--auth-addr", grpcAddr},
+	}
+	readme := strings.NewReplacer("examples/notes/platform", platform, "platform/token", platform+"/token")
 	for _, line := range []string{
 		".bin/watchword login admin --audience watchword",
 		".bin/watchword service create notes --audience internal --delegates-to search",
@@ -54,15 +56,16 @@ func TestWalk(t *testing.T) {
 	} {
 		w.run(t, readme.Replace(w.next(t, line)))
 	}
-	serve := func(line string) *process {
+	serve := func(line string, address *strings.Replacer) (p *process, addr string) {
 		t.Helper()
-		args := w.args(readme.Replace(w.next(t, line)))
-		p := w.start(t, t.TempDir(), args[0], args[1:]...)
-		p.line(t, "ready on")
-		return p
+		args := w.args(address.Replace(readme.Replace(w.next(t, line))))
+		p = w.start(t, t.TempDir(), args[0], args[1:]...)
+		return p, p.line(t, `ready on (\S+)`)
 	}
-	search := serve("go run -v ./cmd/search --show-revocations")
-	notes := serve("go run -v ./cmd/notes --show-revocations --search-addr 127.0.0.1:50062 --assertion-file platform/token")
+	search, searchAddr := serve("go run -v ./cmd/search --show-revocations", strings.NewReplacer())
+	notes, notesAddr := serve("go run -v ./cmd/notes --show-revocations --search-addr 127.0.0.1:50062 --assertion-file platform/token",
+		strings.NewReplacer("127.0.0.1:50062", searchAddr))
+	w.more["notes-client"] = []string{"--addr", notesAddr, "--auth-addr", grpcAddr}
 	client := w.next(t, "go run -v ./cmd/notes-client --username admin")
 	out := w.atTerminal(t, client)
 
@@ -242,7 +245,7 @@ func (w *walk) start(t *testing.T, dir, program string, args ...string) *process
 	return p
 }
 
-// line waits for a line that matches the pattern.
+// line waits for a line that matches the pattern, and returns the part in parentheses.
 func (p *process) line(t *testing.T, pattern string) string {
 	t.Helper()
 	match, late := regexp.MustCompile(pattern), time.After(time.Minute)
@@ -253,23 +256,12 @@ func (p *process) line(t *testing.T, pattern string) string {
 			if !ok {
 				t.Fatalf("%s ended before the line %s:\n%s", p.name, pattern, seen.String())
 			}
-			if match.MatchString(line) {
-				return line
+			if found := match.FindStringSubmatch(line); found != nil {
+				return found[len(found)-1]
 			}
 			seen.WriteString(line + "\n")
 		case <-late:
 			t.Fatalf("%s has no line %s:\n%s", p.name, pattern, seen.String())
 		}
 	}
-}
-
-// free returns an address of this machine that is free.
-func free(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -101,13 +101,11 @@ func section(t *testing.T, document, heading string) string {
 // freePort returns a port of the loopback address for a program that cannot choose a port itself.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := pgtest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return strconv.Itoa(port)
 }
 
 func program(t *testing.T, name string, built func() error) string {
@@ -123,7 +121,7 @@ func watchword(t *testing.T) string { t.Helper(); return program(t, "watchword",
 // environment returns the tests' environment without WATCHWORD_ variables, which would
 // change flags, and with the variables in extra.
 func environment(extra ...string) []string {
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHWORD_") })
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHWORD_") || strings.HasPrefix(v, "OTEL_") })
 	return append(env, extra...)
 }
 

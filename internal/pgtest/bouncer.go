@@ -90,7 +90,7 @@ func startBouncer(program string, database *url.URL) (*process, error) {
 // configureBouncer writes the configuration of PgBouncer into dir and returns the port of
 // PgBouncer.
 func configureBouncer(dir string, database *url.URL) (port int, err error) {
-	if port, err = freePort(); err != nil {
+	if port, err = FreePort(); err != nil {
 		return 0, err
 	}
 	user, name := database.User.Username(), strings.TrimPrefix(database.Path, "/")

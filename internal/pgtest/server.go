@@ -101,7 +101,7 @@ func (s *server) configure(file string, settings ...string) error {
 // first, startOnFreePort tries another port, three times in all.
 func (s *server) startOnFreePort() (err error) {
 	for range 3 {
-		if s.port, err = freePort(); err != nil {
+		if s.port, err = FreePort(); err != nil {
 			break
 		}
 		if err = s.start(); err == nil {
@@ -166,10 +166,11 @@ func (s *server) addr() string { return net.JoinHostPort("127.0.0.1", strconv.It
 // or has ended.
 func (s *server) discard() { s.process.discard() }
 
-// freePort returns a port without a listener, below the range of the kernel's own ports
+// FreePort returns a port without a listener, below the range of the kernel's own ports
 // for clients. A client that keeps dialing a dead server's port inside the kernel's range can
-// connect to itself, and so keep the port.
-func freePort() (int, error) {
+// connect to itself, and so keep the port. Nor does the kernel give the port to a program that
+// asks for any port.
+func FreePort() (int, error) {
 	for range 100 {
 		port := 15000 + mathrand.IntN(15000)
 		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
