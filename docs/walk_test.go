@@ -251,6 +251,6 @@ func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 // of it, and less what would set a flag behind the walk's back.
 func environment() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=") || strings.HasPrefix(v, "WATCHWORD_")
+		return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=") || strings.HasPrefix(v, "WATCHWORD_") || strings.HasPrefix(v, "OTEL_")
 	})
 }

@@ -125,7 +125,7 @@ func serve(t *testing.T, alg string, args ...string) *server {
 
 func environment() (env []string) {
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "WATCHWORD_") {
+		if !strings.HasPrefix(v, "WATCHWORD_") && !strings.HasPrefix(v, "OTEL_") {
 			env = append(env, v)
 		}
 	}

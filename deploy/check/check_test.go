@@ -59,7 +59,7 @@ func watchword(t *testing.T) string {
 // PostgreSQL, and with the variables in extra.
 func environment(extra ...string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "WATCHWORD_") || strings.HasPrefix(v, "PG")
+		return strings.HasPrefix(v, "WATCHWORD_") || strings.HasPrefix(v, "PG") || strings.HasPrefix(v, "OTEL_")
 	})
 	return append(env, extra...)
 }

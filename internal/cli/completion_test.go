@@ -64,6 +64,7 @@ func TestCompletionInShells(t *testing.T) {
 	}
 	// watchword is a function here: it shows the words that it gets, one a line.
 	cmd := exec.Command(bash, "-c", `watchword() { printf '%s\n' "$@"; }; source "$1"; COMP_WORDS=(watchword user "set-pass"); COMP_CWORD=2; _watchword; printf '%s|' "${COMPREPLY[@]}"`, "bash", filepath.Join(folder, "bash"))
+	cmd.Env = append(os.Environ(), "LC_ALL=C") // bash warns of a locale that the machine lacks
 	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "complete|--|user|set-pass|" {
 		t.Errorf("%v: %s", err, out)
 	}

@@ -37,7 +37,14 @@ import (
 
 // TestMain runs the tests, closes the server that they share, and then looks
 // for goroutines that were left and for secrets in anything that was logged.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(withCleanUp{m}) }
+func TestMain(m *testing.M) {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "OTEL_") {
+			os.Unsetenv(name)
+		}
+	}
+	goleak.VerifyTestMain(withCleanUp{m})
+}
 
 type withCleanUp struct{ *testing.M }
 
