@@ -340,7 +340,8 @@ func TestNewVerifierWaitsForAnIngress(t *testing.T) {
 	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(t, err)
 	defer conn.Close()
-	go func() { (<-server.streams).send(snapshot(trustState(newKey(t))), heartbeat(time.Now())) }()
+	key := newKey(t)
+	go func() { (<-server.streams).send(snapshot(trustState(key)), heartbeat(time.Now())) }()
 	v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)

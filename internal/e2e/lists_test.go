@@ -59,8 +59,8 @@ func TestListingSessionsLeavesRoom(t *testing.T) {
 	var callers sync.WaitGroup
 	var stop atomic.Bool
 	for range 12 {
+		own := dial(t, s.grpcAddr)
 		callers.Go(func() {
-			own := dial(t, s.grpcAddr)
 			for !stop.Load() {
 				resp, err := own.ListSessions(bearer(t.Context(), tokens), &watchwordv1.ListSessionsRequest{PageSize: 1000})
 				if err != nil {

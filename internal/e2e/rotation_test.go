@@ -154,7 +154,8 @@ func TestRotationUnderLoad(t *testing.T) {
 	defer workers.Wait()
 	defer stop()
 	for range 4 {
-		workers.Go(func() { r.work(ctx, t, c.login(t, "admin", s.admin)) })
+		pair := c.login(t, "admin", s.admin)
+		workers.Go(func() { r.work(ctx, t, pair) })
 	}
 	keys := watchwordv1.NewKeyServiceClient(c.conn)
 	second := time.NewTicker(time.Second)

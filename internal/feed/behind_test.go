@@ -111,7 +111,11 @@ func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
 		began = true
 		write(t, s, (*feed.Tx).KeysChanged)
 		var all sync.WaitGroup
-		all.Go(func() { tail(t, f) })
+		all.Go(func() {
+			if err := feed.CatchUp(f, t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 		<-reading
 		write(t, s, ended("new"))
 		_, at := resume(t, watch(t, openFeed(t, s)))

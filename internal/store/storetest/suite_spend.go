@@ -25,13 +25,21 @@ func spend(s *store.Store, sessionID string, generation int64) (spent *store.Spe
 	return spent, err
 }
 
-func session(t testing.TB, s *store.Store, id string) (row *store.Session) {
+func session(t testing.TB, s *store.Store, id string) *store.Session {
 	t.Helper()
-	read(t, s, func(tx *store.Tx) (err error) {
+	row, err := readSession(s, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return row
+}
+
+func readSession(s *store.Store, id string) (row *store.Session, err error) {
+	err = s.Read(context.Background(), func(tx *store.Tx) (err error) {
 		row, err = tx.Session(id)
 		return err
 	})
-	return row
+	return row, err
 }
 
 func testSpend(t *testing.T, new func(testing.TB) string) {
@@ -231,8 +239,11 @@ func testSpendAndWrites(t *testing.T, new func(testing.TB) string) {
 		if i < 4 {
 			return advance(stores[i%2], "s1")
 		}
-		generation := session(t, stores[i%2], "s1").Generations.Current
-		switch _, err := spend(stores[i%2], "s1", generation); {
+		row, err := readSession(stores[i%2], "s1")
+		if err != nil {
+			return err
+		}
+		switch _, err := spend(stores[i%2], "s1", row.Generations.Current); {
 		case err == nil:
 			advanced.Add(1)
 		case !errors.Is(err, store.ErrNotFound):
@@ -248,7 +259,10 @@ func testSpendAndWrites(t *testing.T, new func(testing.TB) string) {
 		tasks.Go(func() {
 			for generation := int64(1); ; generation++ {
 				if _, err := spend(stores[i%2], "s2", generation); err != nil {
-					if row := session(t, stores[i%2], "s2"); !row.EndedAt.IsZero() {
+					if row, err := readSession(stores[i%2], "s2"); err != nil || !row.EndedAt.IsZero() {
+						if err != nil {
+							t.Error(err)
+						}
 						return
 					}
 				}

@@ -96,7 +96,7 @@ func testInstants(t *testing.T, new func(testing.TB) string) {
 		for range 8 {
 			tasks.Go(func() {
 				for range 5 {
-					write(t, s, func(tx *store.Tx) error {
+					err := s.Write(context.Background(), func(tx *store.Tx) error {
 						if err := wait(tx); err != nil {
 							return err
 						}
@@ -112,6 +112,9 @@ func testInstants(t *testing.T, new func(testing.TB) string) {
 						}
 						return tx.SetSetting("a", name)
 					})
+					if err != nil {
+						t.Error(err)
+					}
 				}
 			})
 		}
@@ -256,9 +259,13 @@ func testEventsAreNumbered(t *testing.T, new func(testing.TB) string) {
 // wantEvent fails the test unless an acknowledged event has the stored number.
 func wantEvent(t *testing.T, s *store.Store, e *store.Event) {
 	t.Helper()
-	events, _ := tail(t, s, e.Seq-1, 1)
-	if len(events) != 1 || events[0].Seq != e.Seq || events[0].Subject != e.Subject {
-		t.Errorf("event %+v is to be found as %+v", e, events)
+	var events []*store.Event
+	err := s.Read(context.Background(), func(tx *store.Tx) (err error) {
+		events, err = tx.Events(e.Seq-1, 1)
+		return err
+	})
+	if err != nil || len(events) != 1 || events[0].Seq != e.Seq || events[0].Subject != e.Subject {
+		t.Errorf("event %+v is to be found as %+v, %v", e, events, err)
 	}
 }
 
@@ -314,9 +321,12 @@ func testExpiry(t *testing.T, new func(testing.TB) string) {
 					over = true
 				default:
 				}
-				write(t, stores[i%2], func(tx *store.Tx) error {
+				err := stores[i%2].Write(context.Background(), func(tx *store.Tx) error {
 					return tx.AppendEvent(&store.Event{Tag: []byte("12345678"), Kind: store.KeysChanged, ExpiresAt: time.Unix(0, 0)})
 				})
+				if err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}
