@@ -139,15 +139,14 @@ func isText(s string) bool {
 }
 
 // choose returns the account that the bindings name for the assertion: of the bindings that
-// match, the binding with the most claims names the account. choose ignores a binding of a
-// deleted account.
+// match, the binding with the most claims names the account.
 //
 // Errors: ErrUnbound.
 func (a *assertion) choose(bindings []*store.BoundUser) (*store.User, error) {
 	var best *store.BoundUser
 	tie := false
 	for _, b := range bindings {
-		if !b.User.DeletedAt.IsZero() || b.User.Kind != store.KindService || !a.matches(b.Claims) {
+		if !a.matches(b.Claims) {
 			continue
 		}
 		switch {

@@ -20,21 +20,21 @@ func (tx *Tx) IssuerStamps(limit int) ([]*IssuerStamp, error) {
 // leads.
 type BoundUser struct {
 	Claims []BoundClaim
-	User   User // only ID, Kind, Username, Roles, Disabled, Version, DeletedAt and Floor are set
+	User   User // only ID, Username, Roles, Disabled, Version and Floor are set
 }
 
 func (b *BoundUser) columns() []any {
 	u := &b.User
-	return []any{(*claimsColumn)(&b.Claims), &u.ID, &u.Kind, &u.Username, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, (*timeColumn)(&u.DeletedAt), &u.Floor}
+	return []any{(*claimsColumn)(&b.Claims), &u.ID, &u.Username, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.Floor}
 }
 
-const boundUsers = `SELECT b.claims, u.id, u.kind, u.username, u.roles, u.disabled, u.ver, u.deleted_at, ` + floorColumn + `
-	FROM bindings b JOIN users u ON u.id = b.user_id
+const boundUsers = `SELECT b.claims, u.id, u.username, u.roles, u.disabled, u.ver, ` + floorColumn + `
+	FROM bindings b JOIN users u ON u.id = b.user_id AND u.kind = 'SERVICE' AND u.deleted_at IS NULL
 	WHERE b.issuer = $1 AND b.subject = $2 AND EXISTS (SELECT 1 FROM issuers WHERE name = $1 AND updated_at = $3) LIMIT $4`
 
 // BoundUsers lists up to limit bindings for a subject of an issuer, with the current rows of
-// the bound accounts. The list is empty if the issuer was deleted or has changed since the
-// stamp.
+// the bound accounts. BoundUsers leaves out a binding of a deleted account. The list is empty if
+// the issuer was deleted or has changed since the stamp.
 //
 // BoundUsers is one statement and locks nothing. So the bindings and the versions of the
 // accounts belong to the same moment: a change that deletes a binding raises the version of the

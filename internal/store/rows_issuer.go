@@ -182,7 +182,11 @@ func (c *claimsColumn) Scan(value any) error {
 	if !ok {
 		return fmt.Errorf("a column should hold a JSON array, and holds a %T", value)
 	}
-	var claims []BoundClaim
+	claims := []BoundClaim{}
+	if array == "[]" { // most bindings have no claims, and each exchange reads a binding
+		*c = claims
+		return nil
+	}
 	err := json.Unmarshal([]byte(array), &claims)
 	*c = claims
 	return err
