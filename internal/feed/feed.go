@@ -258,7 +258,7 @@ func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 // the reading. So the verifier knows at least what the rows say. Errors: those of [Feed.Write].
 func (f *Feed) Standing(ctx context.Context, session string, users []string) (*store.Standing, error) {
 	var s *store.Standing
-	err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
+	err := f.store.ReadOne(ctx, func(tx *store.Tx) (err error) {
 		s, err = tx.Standing(session, users)
 		return err
 	})

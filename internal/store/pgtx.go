@@ -75,10 +75,6 @@ func (t *pgTx) now() (at time.Time, err error) {
 	return t.at, err
 }
 
-// uninterrupted does nothing: PostgreSQL has bounds of its own for each statement.
-// [runner] tells what SQLite gains.
-func (*pgTx) uninterrupted() {}
-
 // query locks the rows by the clause FOR with the text of lock, and waits if another
 // transaction holds a lock. After the wait, query reads the clock again: the other transaction may have
 // written a later time into the row than the time at which this transaction began, and

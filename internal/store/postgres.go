@@ -72,6 +72,10 @@ func (p *pgDB) read(ctx context.Context, fn func(*Tx) error) error {
 	return p.transact(ctx, true, fn)
 }
 
+func (p *pgDB) readOne(ctx context.Context, fn func(*Tx) error) error {
+	return p.transact(ctx, true, fn)
+}
+
 func (p *pgDB) write(ctx context.Context, fn func(*Tx) error) error {
 	return p.transact(ctx, false, fn)
 }

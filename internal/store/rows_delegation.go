@@ -49,15 +49,13 @@ type Standing struct {
 
 // Standing reads up to MostStanding users by their ids and a session, by one statement of few
 // columns: so minting a delegated token costs little more than the token's two signatures. The
-// empty text as session names no session. Standing locks no row. On SQLite, Standing and the later
-// statements of the transaction run to their end, even if the context of the caller ends.
+// empty text as session names no session. Standing locks no row.
 func (tx *Tx) Standing(session string, ids []string) (*Standing, error) {
 	s := &Standing{Users: make(map[string]*User, len(ids))}
 	args := []any{session}
 	for _, id := range ids {
 		args = append(args, id)
 	}
-	tx.run.uninterrupted()
 	var notBefore int64
 	var owner sql.NullString
 	var born sql.NullInt64

@@ -76,13 +76,18 @@ func (c *sqliteConn) rollback() { _ = c.control("ROLLBACK") }
 // those of fn; ErrUnavailable, with a *MovedError if [Copy] has moved the database.
 func (c *sqliteConn) transact(fn func(*Tx) error) (*Tx, error) {
 	tx, err := c.tryTransact(fn)
-	if errors.Is(err, ErrUnavailable) {
-		to := ""
-		if c.query(into(&to), "", `SELECT value FROM settings WHERE name = $1`, movedTo) == nil && to != "" {
-			err = unavailable(&MovedError{To: to}) // more useful than the driver's error, which names a missing table
-		}
+	return tx, c.orMoved(err)
+}
+
+// orMoved returns ErrUnavailable with a *MovedError in place of another ErrUnavailable, if [Copy]
+// has moved the database: a *MovedError is more useful than the driver's error, which names a
+// missing table.
+func (c *sqliteConn) orMoved(err error) error {
+	to := ""
+	if errors.Is(err, ErrUnavailable) && c.query(into(&to), "", `SELECT value FROM settings WHERE name = $1`, movedTo) == nil && to != "" {
+		return unavailable(&MovedError{To: to})
 	}
-	return tx, err
+	return err
 }
 
 func (c *sqliteConn) tryTransact(fn func(*Tx) error) (*Tx, error) {
@@ -130,10 +135,6 @@ func newSQLiteTx(c *sqliteConn) *Tx {
 }
 
 func (t sqliteTx) now() (time.Time, error) { return t.at, nil }
-
-// uninterrupted forgets the context of the caller that reads: [runner] tells
-// the reason.
-func (c *sqliteConn) uninterrupted() { c.ctx = nil }
 
 // exclusive does nothing: SQLite has one writer at a time.
 func (sqliteTx) exclusive() error { return nil }

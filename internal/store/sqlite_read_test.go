@@ -19,7 +19,7 @@ func TestAReadEndsWithItsCaller(t *testing.T) {
 	// its own context again.
 	for range 2 * readers {
 		leaving, leave := context.WithCancel(t.Context())
-		err := s.Read(leaving, func(tx *store.Tx) error {
+		err := s.ReadOne(leaving, func(tx *store.Tx) error {
 			leave()
 			_, err := tx.Standing("", nil)
 			return err

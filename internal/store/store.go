@@ -115,6 +115,7 @@ func newStore(e engine, schema int64, o options) *Store {
 // method of the same name promises.
 type engine interface {
 	read(ctx context.Context, fn func(*Tx) error) error
+	readOne(ctx context.Context, fn func(*Tx) error) error
 	write(ctx context.Context, fn func(*Tx) error) error
 	// spend returns the row of the refresh, and may call prepare with the row before the commit, in
 	// the goroutine of the caller. If spend has not called prepare with the row that it returns,
@@ -210,9 +211,19 @@ func (s *Store) Close() error { return s.engine.close() }
 // On PostgreSQL the query continues after the end of ctx, for some seconds at most. fn must not
 // write, and must not keep the Tx.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
+	return s.reading(ctx, s.engine.read, fn)
+}
+
+// ReadOne is like [Store.Read] for a function that runs one statement, which reads few rows by
+// their keys. On SQLite the statement needs no transaction, and runs to its end although ctx ends.
+func (s *Store) ReadOne(ctx context.Context, fn func(*Tx) error) error {
+	return s.reading(ctx, s.engine.readOne, fn)
+}
+
+func (s *Store) reading(ctx context.Context, in func(context.Context, func(*Tx) error) error, fn func(*Tx) error) error {
 	ctx, reading := s.startSpan(ctx, "store.read")
 	began := time.Now()
-	err := s.engine.read(ctx, fn)
+	err := in(ctx, fn)
 	s.reads.Add(time.Since(began))
 	spans.End(reading, errors.Is(err, ErrUnavailable))
 	return s.outage.note(ctx, began, err)

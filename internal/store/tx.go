@@ -30,11 +30,6 @@ type runner interface {
 	// scan is nil for a statement without rows.
 	query(scan func(row) error, lock, query string, args ...any) error
 	exclusive() error
-	// uninterrupted lets the later statements of a transaction that reads run to their end,
-	// although the context of the caller ends. For a statement that reads few rows by their keys,
-	// a fourth of the time went to the two goroutines with which SQLite's driver and database/sql
-	// watch a context.
-	uninterrupted()
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
 	audit() *auditStatements
