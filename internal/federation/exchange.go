@@ -227,7 +227,7 @@ func (x *Exchanger) checkSignature(ctx context.Context, raw string, tried *attem
 // Errors: ErrInvalid; ErrUnbound; ErrDisabled; errChanged; errors of the store.
 func (x *Exchanger) record(ctx context.Context, a *assertion) (g *grant, err error) {
 	by := a.by.row
-	err = x.store.Write(ctx, func(tx *store.Tx) error {
+	err = x.store.WriteLast(ctx, func(tx *store.Tx) error {
 		if err := a.checkTime(tx.Now()); err != nil {
 			return err
 		}

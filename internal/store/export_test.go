@@ -20,11 +20,6 @@ func WaitQueued(s *Store, n int) {
 	}
 }
 
-// WriteOneStatement writes as an ordinary refresh does: without a savepoint.
-func WriteOneStatement(s *Store, fn func(*Tx) error) error {
-	return embedded(s).writer.do(context.Background(), write{fn: fn, oneStatement: true})
-}
-
 // LongestLog is the bound of the write-ahead log, in frames.
 const LongestLog = longestLog
 

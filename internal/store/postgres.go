@@ -80,6 +80,10 @@ func (p *pgDB) write(ctx context.Context, fn func(*Tx) error) error {
 	return p.transact(ctx, false, fn)
 }
 
+func (p *pgDB) writeLast(ctx context.Context, fn func(*Tx) error) error {
+	return p.transact(ctx, false, fn)
+}
+
 // transact runs fn in a transaction, and repeats the transaction as [pgDB.retry] decides.
 func (p *pgDB) transact(ctx context.Context, readOnly bool, fn func(*Tx) error) error {
 	var tx *Tx

@@ -131,10 +131,14 @@ func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error {
 	return s.writer.do(ctx, write{fn: fn})
 }
 
+func (s *sqliteDB) writeLast(ctx context.Context, fn func(*Tx) error) error {
+	return s.writer.do(ctx, write{fn: fn, writesLast: true})
+}
+
 func (s *sqliteDB) spend(ctx context.Context, spend *Spend, prepare func(*Spent)) (*Spent, error) {
 	var spent *Spent
 	rows := make(chan func(), 1)
-	err := s.writer.do(ctx, write{oneStatement: true, work: rows, fn: func(tx *Tx) error {
+	err := s.writer.do(ctx, write{writesLast: true, work: rows, fn: func(tx *Tx) error {
 		row := &Spent{} // a new row for each run of fn: the caller may still read the row of an earlier run
 		err := tx.queryRow(into(row.columnsWithLines()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
 		spent = row

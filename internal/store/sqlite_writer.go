@@ -11,8 +11,8 @@ import (
 // One goroutine owns the only connection used for writing. The goroutine takes all
 // queued writes, runs each write under a savepoint of its own inside one BEGIN
 // IMMEDIATE, and commits the group. A write that returns an error is rolled back alone.
-// No caller gets an answer before the commit. A write of one statement has no savepoint, since
-// SQLite does all of a statement or nothing.
+// No caller gets an answer before the commit. A write of which only the last statement changes
+// something has no savepoint, since SQLite does all of a statement or nothing.
 //
 // An error of the driver does not tell which write of the group caused the error, and may have
 // rolled back every write. So the group is rolled back, and the writes run again one by one,
@@ -31,11 +31,11 @@ const maxGroup = 1024
 
 type write struct {
 	fn func(*Tx) error
-	// oneStatement tells that fn runs one statement, and returns ErrNotFound if the statement has
-	// changed nothing.
-	oneStatement bool
-	work         <-chan func() // functions from fn that the caller runs while the caller waits for the commit; nil: none
-	tx           *Tx           // the transaction of the latest run of fn
+	// writesLast tells that fn changes the database by its last statement alone, and returns an
+	// error only if nothing has changed.
+	writesLast bool
+	work       <-chan func() // functions from fn that the caller runs while the caller waits for the commit; nil: none
+	tx         *Tx           // the transaction of the latest run of fn
 }
 
 func newWriter(c *sqliteConn, checkpoints *checkpointer) *writer {
@@ -117,9 +117,9 @@ func (w *writer) commitGroup(group []*job[write]) bool {
 // runMember runs one write of a group. refusal is the error of the write's own function; err is
 // an error of the driver, or an error after which the group must be rolled back.
 func (w *writer) runMember(j *job[write]) (refusal, err error) {
-	if j.value.oneStatement {
-		if refusal, err = w.attempt(j); refusal != nil && !errors.Is(refusal, ErrNotFound) {
-			err = refusal // fn has panicked, perhaps after the statement
+	if j.value.writesLast {
+		if refusal, err = w.attempt(j); refusal != nil && (j.value.tx.wrote || errors.Is(refusal, errPanic)) {
+			err = refusal // fn has a bug, and has perhaps changed something
 		}
 		return refusal, err
 	}

@@ -117,6 +117,7 @@ type engine interface {
 	read(ctx context.Context, fn func(*Tx) error) error
 	readOne(ctx context.Context, fn func(*Tx) error) error
 	write(ctx context.Context, fn func(*Tx) error) error
+	writeLast(ctx context.Context, fn func(*Tx) error) error
 	// spend returns the row of the refresh, and may call prepare with the row before the commit, in
 	// the goroutine of the caller. If spend has not called prepare with the row that it returns,
 	// [Store.Spend] calls prepare.
@@ -243,9 +244,20 @@ func (s *Store) reading(ctx context.Context, in func(context.Context, func(*Tx) 
 // Errors: those of fn; ErrExists; ErrUnavailable, with the error of ctx if ctx ended
 // while the write was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
+	return s.writing(ctx, s.engine.write, fn)
+}
+
+// WriteLast is like [Store.Write] for a function that changes the database by its last statement
+// alone, and that returns an error only if nothing has changed. So on SQLite fn needs no savepoint
+// of its own beside the writes with which fn shares a commit.
+func (s *Store) WriteLast(ctx context.Context, fn func(*Tx) error) error {
+	return s.writing(ctx, s.engine.writeLast, fn)
+}
+
+func (s *Store) writing(ctx context.Context, in func(context.Context, func(*Tx) error) error, fn func(*Tx) error) error {
 	ctx, writing := s.startSpan(ctx, "store.write")
 	began := time.Now()
-	err := s.engine.write(ctx, fn)
+	err := in(ctx, fn)
 	s.writes.Add(time.Since(began))
 	spans.End(writing, errors.Is(err, ErrUnavailable))
 	return s.outage.note(ctx, began, err)

@@ -153,7 +153,7 @@ func TestAMemberWithoutASavepointFailsAlone(t *testing.T) {
 	s := open(t)
 	refusal := errors.New("refused")
 	write := func(fn func(*store.Tx) error) func() error {
-		return func() error { return store.WriteOneStatement(s, fn) }
+		return func() error { return s.WriteLast(context.Background(), fn) }
 	}
 	errs := groupCalls(t, s,
 		func() error { return s.Write(context.Background(), set("a", "1")) },

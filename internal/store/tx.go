@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ type Tx struct {
 	// PostgreSQL runs no further statement of the transaction, so this package refuses further
 	// statements on SQLite, too.
 	duplicate bool
+	wrote     bool // true after a call of exec or queueExec
 	committed []func()
 }
 
@@ -71,12 +73,16 @@ func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
 // exec runs a statement and discards the result. Errors: ErrExists if the statement
 // breaks a unique constraint.
-func (tx *Tx) exec(query string, args ...any) error { return tx.queryRows(nil, query, args...) }
+func (tx *Tx) exec(query string, args ...any) error {
+	tx.wrote = true
+	return tx.queryRows(nil, query, args...)
+}
 
 // queueExec is like [Tx.exec] for a statement that cannot break a constraint. The
 // statement is queued, and runs before the transaction's next query or before the
 // commit, so that the statement needs no round trip of its own to PostgreSQL.
 func (tx *Tx) queueExec(query string, args ...any) error {
+	tx.wrote = true
 	return tx.fail(tx.run.queueExec(query, args...))
 }
 
@@ -172,6 +178,9 @@ func (tx *Tx) fail(err error) error {
 	return tx.broken
 }
 
+// errPanic is in the error for a panic in the function of a transaction.
+var errPanic = errors.New("panic in a transaction")
+
 // attempt calls fn and returns fn's error. attempt turns a panic into an error: on SQLite, fn
 // runs in the writer's goroutine, and a panic in that goroutine would also end the writes of
 // other callers. If the driver has failed, attempt returns the driver's error even if fn
@@ -179,7 +188,7 @@ func (tx *Tx) fail(err error) error {
 func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic in a transaction: %v", p)
+			err = fmt.Errorf("%w: %v", errPanic, p)
 		}
 		if tx.duplicate && err == nil {
 			err = ErrExists
