@@ -138,8 +138,11 @@ func (c *crowd) fillSQLite(db *sql.DB) error {
 	}{
 		{owners, insertUser + `VALUES ($1, $2, '', 'reader writer', false, 1, 0, $3, $3)`,
 			func(n int) []any { return []any{idOf("user", n), fmt.Sprint("user-", n), time.Now().UnixMicro()} }},
-		{tableRows, insertSession + fmt.Sprintf(`VALUES ($1, $2, 1, '["internal","billing"]', $3, $3, 1, 0, %[1]d, 0, 0, 0, %[1]d)`, never()),
-			func(n int) []any { return []any{sessionID(n), idOf("user", n%owners), time.Now().UnixMicro()} }},
+		{tableRows, strings.Replace(insertSession, "(id,", "(rowid, id,", 1) +
+			fmt.Sprintf(`VALUES ($1, $2, $3, 1, '["internal","billing"]', $4, $4, 1, 0, %[1]d, 0, 0, 0, %[1]d)`, never()),
+			func(n int) []any {
+				return []any{store.SessionRow(sessionID(n)), sessionID(n), idOf("user", n%owners), time.Now().UnixMicro()}
+			}},
 	} {
 		stmt, err := tx.Prepare(kind.insert)
 		if err != nil {

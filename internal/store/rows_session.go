@@ -145,10 +145,9 @@ func (tx *Tx) InsertSession(s *Session) error {
 		return err
 	}
 	g := s.Generations
-	return tx.queueExec(`INSERT INTO sessions (`+sessionColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+	return tx.fail(tx.run.insertSession(
 		s.ID, s.UserID, s.BornVersion, string(audience), micros(s.CreatedAt), micros(s.RefreshedAt), nullMicros(s.EndedAt),
-		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt), g.Repeated, g.Run)
+		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt), g.Repeated, g.Run))
 }
 
 // AdvanceSession stores the [Generations] of a session's refresh tokens after a refresh, and

@@ -105,12 +105,22 @@ func (s *Store) Spend(ctx context.Context, spend *Spend, prepare func(*Spent)) e
 
 // Arguments: $1 the session's id, $2 the generation, $3 the audience in quotes, $4 the
 // longest time between two refreshes (idle), $5 the longest life (max), $6 the refresh
-// grace, $7 now. Durations and times are in microseconds.
-const spendSQLite = `UPDATE sessions SET
+// grace, $7 now, $8 the number of the session's row (see [SessionRow]). Durations and times are in
+// microseconds.
+//
+// spendSQLiteByID takes no $8, and finds the sessions in other rows: an earlier program or a VACUUM has
+// chosen the number of the row.
+const (
+	spendSQLite     = spendSQLiteSet + ` WHERE rowid = $8 AND id = $1 ` + spendSQLiteIf
+	spendSQLiteByID = spendSQLiteSet + ` WHERE id = $1 ` + spendSQLiteIf
+)
+
+const spendSQLiteSet = `UPDATE sessions SET
 		refreshed_at = $7, current = current + 1, spent = current, spent_at = $7,
 		low = CASE WHEN $7 / $6 = spent_at / $6 THEN low ELSE current END,
-		earlier_low = CASE $7 / $6 - spent_at / $6 WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END
-	WHERE id = $1 AND current = $2 AND ended_at IS NULL AND replace(audience, $3, '') <> audience
+		earlier_low = CASE $7 / $6 - spent_at / $6 WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END`
+
+const spendSQLiteIf = `AND current = $2 AND ended_at IS NULL AND replace(audience, $3, '') <> audience
 		AND refreshed_at + $4 > $7 AND (created_at + $5) / 1000000 * 1000000 > $7
 		AND (SELECT u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= sessions.born_ver FROM users u WHERE u.id = sessions.user_id)
 	RETURNING user_id, audience, created_at, refreshed_at,

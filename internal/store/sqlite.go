@@ -140,7 +140,11 @@ func (s *sqliteDB) spend(ctx context.Context, spend *Spend, prepare func(*Spent)
 	rows := make(chan func(), 1)
 	err := s.writer.do(ctx, write{writesLast: true, work: rows, fn: func(tx *Tx) error {
 		row := &Spent{} // a new row for each run of fn: the caller may still read the row of an earlier run
-		err := tx.queryRow(into(row.columnsWithLines()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
+		scan, args := into(row.columnsWithLines()...), append(spend.args(), micros(tx.Now()))
+		err := tx.queryRow(scan, spendSQLite, append(args, SessionRow(spend.SessionID))...)
+		if errors.Is(err, ErrNotFound) {
+			err = tx.queryRow(scan, spendSQLiteByID, args...)
+		}
 		spent = row
 		if err == nil {
 			select {

@@ -35,6 +35,7 @@ type runner interface {
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
 	audit() *auditStatements
+	insertSession(columns ...any) error
 	// hint makes the commit notify the other server processes, which then read the new events.
 	hint()
 	// excludesByItself reports whether [Tx.AllowServices] is allowed to exclude earlier
