@@ -27,7 +27,7 @@ type checkpointer struct {
 }
 
 const (
-	// longLog is the length of the write-ahead log, in frames of 4 KiB, from which on a
+	// longLog is the length of the write-ahead log, in frames of a page, from which on a
 	// checkpoint moves its pages into the database file.
 	longLog = 1000
 	// longestLog is the length of the write-ahead log, in frames, at which the writer moves every

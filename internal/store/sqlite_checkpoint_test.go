@@ -36,7 +36,7 @@ func TestTheLogStaysShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	written := int64(writers * writes * size)
-	if most := int64(store.LongestLog+400) * 4120; log.Size() > most || written < 3*most { // 400 frames for the last group
+	if most := int64(store.LongestLog+500) * 1048; log.Size() > most || written < 3*most { // 500 frames of 1 KiB for the last group
 		t.Errorf("the log has %d bytes, at most %d are allowed, and %d were written", log.Size(), most, written)
 	}
 	t.Logf("the log has %d KiB of %d that were written", log.Size()>>10, written>>10)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"database/sql"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,6 +50,39 @@ func valueOf[T any](t *testing.T, s *Store, query string, args ...any) (value T)
 		t.Fatal(err)
 	}
 	return value
+}
+
+// A new file has small pages. A file of an earlier program keeps its pages, and so does a backup.
+func TestPagesOfAFile(t *testing.T) {
+	earlier := filepath.Join(t.TempDir(), "earlier.db")
+	db, err := sql.Open("sqlite", "file:"+earlier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec("PRAGMA page_size = 4096; CREATE TABLE made (by TEXT)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for file, size := range map[string]int{filepath.Join(t.TempDir(), "new.db"): 1024, earlier: 4096} {
+		s := inhabitedFile(t, file)
+		refreshS1(t, s, 1)
+		backup := filepath.Join(t.TempDir(), "backup.db")
+		if err := Backup(t.Context(), "sqlite:"+file, backup); err != nil {
+			t.Fatal(err)
+		}
+		restored := openFile(t, backup)
+		refreshS1(t, restored, 2)
+		for _, s := range []*Store{s, restored} {
+			if got := valueOf[int](t, s, "PRAGMA page_size"); got != size {
+				t.Errorf("%s has pages of %d bytes, want %d", s.Path(), got, size)
+			}
+			if verdict := valueOf[string](t, s, "PRAGMA integrity_check"); verdict != "ok" {
+				t.Errorf("%s: %s", s.Path(), verdict)
+			}
+		}
+	}
 }
 
 // The statement of a refresh finds the session by the number of the row, which a backup keeps. A session
