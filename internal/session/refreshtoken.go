@@ -10,8 +10,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -48,8 +50,28 @@ type generation struct {
 // macs holds the MAC keys of refresh tokens, by id. The key with the highest id makes
 // new tokens; every key checks tokens.
 type macs struct {
-	keys   map[uint16][]byte
+	keys   map[uint16]*macKey
 	newest uint16
+}
+
+// macKey is a MAC key, with HMACs that calls use one after the other: to make an HMAC takes longer than
+// the MAC of a refresh token.
+type macKey struct {
+	secret []byte
+	hmacs  sync.Pool // of hash.Hash
+}
+
+func newMACKey(secret []byte) *macKey {
+	return &macKey{secret: secret, hmacs: sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+}
+
+// sum returns the MAC of the body of a refresh token.
+func (k *macKey) sum(body []byte) []byte {
+	h := k.hmacs.Get().(hash.Hash)
+	defer k.hmacs.Put(h)
+	h.Reset()
+	h.Write(body)
+	return h.Sum(nil)[:macBytes]
 }
 
 // SetupMAC makes a database's first MAC key, in the transaction of the first start. If
@@ -133,7 +155,7 @@ func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (m *macs, 
 }
 
 func readMACs(tx *store.Tx, master *seal.Keys) (*macs, error) {
-	m := &macs{keys: map[uint16][]byte{}}
+	m := &macs{keys: map[uint16]*macKey{}}
 	rows, err := tx.MACKeys()
 	if err != nil {
 		return nil, err
@@ -146,7 +168,7 @@ func readMACs(tx *store.Tx, master *seal.Keys) (*macs, error) {
 		if err != nil {
 			return nil, fmt.Errorf("MAC key %d: %w", row.ID, err)
 		}
-		m.keys[uint16(row.ID)] = secret
+		m.keys[uint16(row.ID)] = newMACKey(secret)
 		m.newest = max(m.newest, uint16(row.ID))
 	}
 	return m, nil
@@ -164,7 +186,7 @@ func (m *macs) mint(g generation) (string, error) {
 	body = binary.BigEndian.AppendUint16(body, m.newest)
 	body = append(body, id...)
 	body = binary.BigEndian.AppendUint64(body, uint64(g.number))
-	body = append(body, sum(m.keys[m.newest], body)...)
+	body = append(body, m.keys[m.newest].sum(body)...)
 	return refreshPrefix + base64.RawURLEncoding.EncodeToString(body), nil
 }
 
@@ -183,7 +205,7 @@ func (m *macs) parse(token string) (generation, error) {
 	}
 	body, mac := raw[:bodyBytes], raw[bodyBytes:]
 	key, ok := m.keys[binary.BigEndian.Uint16(body[1:])]
-	if !ok || !hmac.Equal(sum(key, body), mac) {
+	if !ok || !hmac.Equal(key.sum(body), mac) {
 		return generation{}, ErrRefreshInvalid
 	}
 	return generation{
@@ -204,11 +226,5 @@ func (m *macs) derive(purpose string) ([]byte, error) {
 	for id := range m.keys {
 		oldest = min(oldest, id)
 	}
-	return hkdf.Key(sha256.New, m.keys[oldest], nil, "watchword derived v1 "+purpose, sha256.Size)
-}
-
-func sum(key, body []byte) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write(body)
-	return h.Sum(nil)[:macBytes]
+	return hkdf.Key(sha256.New, m.keys[oldest].secret, nil, "watchword derived v1 "+purpose, sha256.Size)
 }

@@ -7,7 +7,7 @@ import (
 )
 
 func testMACs() *macs {
-	return &macs{keys: map[uint16][]byte{1: []byte("an old key"), 2: []byte("the newest key")}, newest: 2}
+	return &macs{keys: map[uint16]*macKey{1: newMACKey([]byte("an old key")), 2: newMACKey([]byte("the newest key"))}, newest: 2}
 }
 
 var someGeneration = generation{sessionID: "AAAAAAAAAAAAAAA_", number: 7}
@@ -49,8 +49,8 @@ func TestRefreshTokenTampered(t *testing.T) {
 		"empty": "", "prefix alone": refreshPrefix, "no prefix": token[len(refreshPrefix):], "longer": token + "A",
 		"shorter": token[:len(token)-1], "padded": token[:len(token)-1] + "=", "line break": token[:20] + "\n" + token[21:],
 		"line break added": token[:20] + "\n" + token[20:], "standard base64": token[:len(token)-1] + "+",
-		"other keys":  mustMint(t, &macs{keys: map[uint16][]byte{2: []byte("a stranger's key")}, newest: 2}, someGeneration),
-		"no such key": mustMint(t, &macs{keys: map[uint16][]byte{9: []byte("the newest key")}, newest: 9}, someGeneration),
+		"other keys":  mustMint(t, &macs{keys: map[uint16]*macKey{2: newMACKey([]byte("a stranger's key"))}, newest: 2}, someGeneration),
+		"no such key": mustMint(t, &macs{keys: map[uint16]*macKey{9: newMACKey([]byte("the newest key"))}, newest: 9}, someGeneration),
 	}
 	for i := range token {
 		flipped := []byte(token)
