@@ -52,8 +52,8 @@ func TestCheckServices(t *testing.T) {
 	})
 }
 
-// A guarded service must not ask for the tokens of Watchword's admins, and Watchword itself
-// may.
+// A guarded service must not ask for tokens with the audience of Watchword's admins; Watchword
+// itself is allowed to ask for such tokens.
 func TestCheckServicesFindsTheAdminsAudience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := authntest.New()
@@ -105,7 +105,8 @@ func register(t *testing.T, files ...protoreflect.FileDescriptor) {
 	t.Cleanup(func() { protoregistry.GlobalFiles = before })
 }
 
-// The server of an unguarded half: CheckServices names the interceptor that was not taken.
+// If a server takes only one of the verifier's two interceptors, CheckServices names the
+// interceptor that is missing.
 func TestCheckServicesMissesAnInterceptor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, test := range map[string]struct {
@@ -173,8 +174,8 @@ func TestUnusableOptions(t *testing.T) {
 	}
 }
 
-// If a descriptor registered after NewVerifier has such an option, CheckServices and each call
-// return an error.
+// If a descriptor registered after NewVerifier has an option that cannot be used, CheckServices
+// and each call return an error.
 func TestUnusableOptionInALateDescriptor(t *testing.T) {
 	for name, test := range unusable {
 		t.Run(name, func(t *testing.T) { unusableLate(t, test.option) })
@@ -219,8 +220,8 @@ func TestOptionOfALateDescriptor(t *testing.T) {
 	})
 }
 
-// A pattern for a whole service opens no method that has an option of its own: not the empty
-// option, and not an option with roles. It opens the methods without an option.
+// A public pattern for a whole service opens the methods without an option, and no method that
+// has an option of its own: not a method with the empty option, and not a method with roles.
 func TestAPatternForAServiceLeavesOptionsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, authn.WithPublicMethods(notes+"*", notes+"About"))

@@ -20,8 +20,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// The audience of a method's option replaces the verifier's, whether the verifier names
-// audiences or accepts any. AUDIENCE_MISMATCH comes before TOKEN_EXPIRED and ROLE_REQUIRED.
+// The audience of a method's option replaces the verifier's audiences, whether the verifier
+// names audiences or accepts any. AUDIENCE_MISMATCH comes before TOKEN_EXPIRED and
+// ROLE_REQUIRED.
 func TestAudienceOfAMethod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := authntest.New()
@@ -73,8 +74,8 @@ func TestAudienceOfAMethod(t *testing.T) {
 	})
 }
 
-// A call refused for its audience or its roles tells the caller and the log what was compared.
-// The log gets one line a second at most.
+// A call refused for its audience or its roles tells the caller and the log which names were
+// compared. The log gets one line a second at most.
 func TestRefusalsSayWhatWasCompared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer, log := authntest.New(), new(logBuffer)
@@ -151,8 +152,8 @@ func TestStreamOfAMethodWithAnAudience(t *testing.T) {
 	})
 }
 
-// A verifier refuses to start with an audience in an option that no call could satisfy, or
-// that another rule contradicts.
+// A verifier refuses to start if a method's option has an audience that no call could satisfy,
+// or that another rule contradicts.
 func TestContradictionsOfAnAudience(t *testing.T) {
 	for name, test := range map[string]struct {
 		access *watchwordv1.Access
@@ -182,9 +183,9 @@ var forEverybody = []string{
 }
 
 // Every method in the descriptors of watchword.v1 asks for the role admin and for the audience
-// watchword alone, unless the method is in forEverybody. Those ask for neither. DelegateToken
-// asks for the audience. Every method that asks for a token refuses a delegated one, after the
-// audience and before the role.
+// watchword alone, unless the method is in forEverybody. The methods in forEverybody ask for
+// neither, but DelegateToken asks for the audience. Every method that asks for a token refuses a
+// delegated token, after the check of the audience and before the check of the role.
 func TestAudienceOfAdminMethods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

@@ -136,8 +136,9 @@ func TestAuthorizeByAWrongRule(t *testing.T) {
 	})
 }
 
-// The context of Authorize has the token that Authorize has verified, and no other: also in a
-// handler that grpc-go has called with another token. Other metadata of that handler stays.
+// The context from Authorize carries the token that Authorize has verified, and no other token:
+// also in a handler that grpc-go has called with another token. The other metadata of the
+// handler stays.
 func TestAuthorizePutsItsOwnTokenIntoTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

@@ -35,7 +35,7 @@ func TestPrune(t *testing.T) {
 		for i := range n {
 			until := timestamppb.New(time.Now().Add(5 * time.Minute))
 			if i%2 == 0 {
-				until = nil // then the longest life of a token counts
+				until = nil // without until, the longest life of a token decides
 			}
 			chunk.EndedSessions = append(chunk.EndedSessions, &watchwordv1.EndedSession{SessionId: fmt.Sprint(i), Until: until})
 			chunk.RaisedVersions = append(chunk.RaisedVersions, &watchwordv1.RaisedVersion{UserId: fmt.Sprint(i), Version: 1, Until: until})

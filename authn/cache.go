@@ -163,7 +163,7 @@ func (c *cache) removeLocked(s *cacheShard, e *entry) {
 	if s.hand == e {
 		s.hand = e.next
 	}
-	if s.hand == e { // the only entry
+	if s.hand == e { // e was the only entry of the shard
 		s.hand = nil
 	}
 	e.prev.next, e.next.prev = e.next, e.prev
@@ -184,7 +184,7 @@ func (c *cache) size() (entries, bytes int) {
 // that cores do not wait for each other's cache lines. The zero tally is ready for use.
 type tally struct {
 	parts [64]tallyPart
-	own   sync.Pool     // of *tallyPart; a Pool keeps values by core
+	own   sync.Pool     // a Pool of *tallyPart, which keeps values by core
 	given atomic.Uint32 // the number of parts that were given to a core; a Pool forgets, so one part may be given again
 }
 

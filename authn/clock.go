@@ -74,7 +74,7 @@ type serverClock struct {
 func newServerClock() *serverClock {
 	c := &serverClock{elapsed: clock.New()}
 	here := time.Duration(time.Now().UnixNano())
-	c.guess(clock.Answer(here, 0, 0)) // no judgement uses the guess: before the first heartbeat the bundle is incomplete
+	c.guess(clock.Answer(here, 0, 0)) // no check of a token uses the guess: before the first heartbeat the bundle is incomplete
 	return c
 }
 

@@ -63,7 +63,8 @@ func TestKindAndActors(t *testing.T) {
 }
 
 // A revocation of the session, of the subject or of any actor takes a delegated token back, also
-// from the cache, and so it is with a token without a session. TOKEN_REVOKED comes first.
+// a token in the cache and a token without a session. TOKEN_REVOKED comes before every other
+// reason.
 func TestRevokedActors(t *testing.T) {
 	raise := func(user string, revoked bool) *message { return raisedVersion(user, 8, revoked) }
 	until := time.Now().Add(time.Hour)

@@ -124,7 +124,7 @@ func TestContextBoundsTheWaitAlone(t *testing.T) {
 		}
 
 		// The stream of a complete bundle continues after the wait's context has ended.
-		synctest.Wait() // for the end of the stream before
+		synctest.Wait() // until the earlier stream has ended
 		key := newKey(t)
 		ctx, cancel = context.WithCancel(t.Context())
 		ready := make(chan *watch)
@@ -197,7 +197,7 @@ func TestRevocationsOutliveAServerThatForgot(t *testing.T) {
 		again := <-w.server.streams
 		check() // before the new stream's snapshot
 		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
-		check() // after a snapshot without the revocations
+		check() // after a snapshot without the earlier revocations
 
 		// A lower version does not replace a higher version.
 		again.tell(raisedVersion("user-2", 3, true), raisedVersion("user-3", 3, false))
@@ -491,7 +491,8 @@ func TestConcurrentVerify(t *testing.T) {
 	w.wants(t, raw, "TOKEN_REVOKED")
 }
 
-// A service that names no logger sees in its own log that it has lost Watchword.
+// If a program sets no logger, the verifier writes into the default log that the connection to
+// Watchword is lost.
 func TestTheDefaultLogger(t *testing.T) {
 	var lines logBuffer
 	before, output, flags := slog.Default(), log.Writer(), log.Flags()

@@ -115,8 +115,8 @@ func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorR
 // driftPart is a part of an age: a verifier reckons with so much drift of two clocks.
 const driftPart = 5000
 
-// A server that was ahead for a moment, by its database's clock or by a wrong as_of, hides no
-// age.
+// If a server was ahead for a moment, by its database's clock or by a wrong as_of, the age of
+// the bundle is still counted in full.
 func TestAServerThatWasAheadHidesNoAge(t *testing.T) {
 	const day = 24 * time.Hour
 	for name, c := range map[string]struct{ ahead, age time.Duration }{
@@ -142,7 +142,8 @@ func TestAServerThatWasAheadHidesNoAge(t *testing.T) {
 	}
 }
 
-// While the server has lost its database, the age grows, whatever the clock does.
+// While the server cannot reach its database, the age of the bundle grows, whatever the clock
+// does.
 func TestASetClockMakesNothingYounger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -156,7 +157,7 @@ func TestASetClockMakesNothingYounger(t *testing.T) {
 	})
 }
 
-// A heartbeat that arrives late makes the bundle no younger than the heartbeat is.
+// A heartbeat that arrives late makes the bundle as old as the heartbeat, and not younger.
 func TestALateHeartbeatIsOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -171,8 +172,9 @@ func TestALateHeartbeatIsOld(t *testing.T) {
 	})
 }
 
-// A clock that was set is followed by the next heartbeat and logged once. Tokens of before and
-// after are judged by the clock in force, and judgements of before do not count.
+// A clock that was set is followed by the next heartbeat and logged once. Tokens from before and
+// after the change are judged by the clock in force, and cached results from before the change
+// are not used.
 func TestASetClockIsFollowedAndLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -180,7 +182,7 @@ func TestASetClockIsFollowedAndLogged(t *testing.T) {
 		b.log = slog.New(slog.NewTextHandler(&log, nil))
 		raw := b.token(t, 5*time.Minute)
 		b.finds(t, raw, accepted)
-		for range 8 { // 40 seconds ahead
+		for range 8 { // for 40 seconds the server's clock is ten minutes ahead
 			time.Sleep(5 * time.Second)
 			b.beat(10*time.Minute, 0)
 			b.finds(t, raw, tokenExpired)
@@ -198,8 +200,8 @@ func TestASetClockIsFollowedAndLogged(t *testing.T) {
 	})
 }
 
-// One heartbeat two hours ahead, and a clock that goes back by twenty minutes, let no
-// revocation be forgotten.
+// No revocation is forgotten too early if one heartbeat was two hours ahead, or if the clock
+// goes back by twenty minutes.
 func TestAWrongClockForgetsNoRevocation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -219,11 +221,11 @@ func TestAWrongClockForgetsNoRevocation(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		b.beat(0, 0)
 		b.finds(t, raw, tokenRevoked)
-		for range 40 * 12 { // all of it expires by the right clock
+		for range 40 * 12 { // all tokens expire by the right clock
 			time.Sleep(5 * time.Second)
 			b.beat(0, 0)
 		}
-		end("another", -20*time.Minute) // by a standby whose clock is behind, of which no heartbeat has come yet
+		end("another", -20*time.Minute) // the end of a session, told by a standby with a slow clock, from which no heartbeat has come
 		b.beat(0, 0)
 		time.Sleep(5 * time.Second)
 		b.beat(-20*time.Minute, 0)
@@ -235,7 +237,8 @@ func TestAWrongClockForgetsNoRevocation(t *testing.T) {
 	})
 }
 
-// A delay that grows by a tenth takes neither the clock nor the age along.
+// If heartbeats arrive later and later, by a tenth of the time that has passed, the verifier's
+// clock and the age of the bundle stay right.
 func TestAGrowingDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -285,8 +288,8 @@ func TestAHeartbeatWithinTheSnapshot(t *testing.T) {
 // still. The bundle looks at once.
 func (b *strict) suspend(total time.Duration) { b.fresh.clock.elapsed.Suspend(total) }
 
-// After a suspension the bundle is stale at once, and a token that expired meanwhile is
-// refused, before any heartbeat. A machine's clock that is set changes nothing.
+// After a suspension the bundle is stale at once, and a token that expired during the suspension
+// is refused, before any heartbeat. A machine's clock that is set changes nothing.
 func TestASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -304,8 +307,8 @@ func TestASuspension(t *testing.T) {
 	})
 }
 
-// A host that paused the machine leaves no trace in it. The next heartbeat, and then the
-// answer to a question, correct the clock.
+// If a host pauses a virtual machine, no clock of the machine shows the pause. The next
+// heartbeat, and then the answer of GetTime, correct the verifier's clock.
 func TestAPauseByTheHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)

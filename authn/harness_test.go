@@ -41,7 +41,7 @@ const (
 type trustServer struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	streams chan *watch
-	lead    atomic.Int64 // of the token time of the newest heartbeat over the process clock, ns
+	lead    atomic.Int64 // by how many ns the token time of the newest heartbeat is ahead of the process clock
 	deaf    atomic.Bool  // GetTime is UNIMPLEMENTED
 }
 

@@ -138,8 +138,8 @@ func TestPublicMethods(t *testing.T) {
 	})
 }
 
-// A handler may call another server in the same process with the handler's own context. A
-// public method there must not find the handler's principal.
+// A handler may call another server in the same process with the handler's own context. A public
+// method of the other server must not find the handler's principal.
 func TestPublicMethodHidesAnOuterPrincipal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
@@ -335,7 +335,7 @@ func TestEveryChangeIsRefused(t *testing.T) {
 			}
 			n := 0
 			for raw := range tokentest.Changes(good) {
-				n++ // each place has 67 changes, so every 31st change visits every place
+				n++ // a character of the token has 67 changes, so every 31st change visits every character
 				for _, asStream := range []bool{false, true} {
 					if (alg != "EdDSA" || asStream) && n%31 != 0 {
 						continue
@@ -364,7 +364,8 @@ type stillStream struct {
 
 func (s stillStream) Context() context.Context { return s.ctx }
 
-// A malformed header gets a message that says which form is needed, and repeats nothing.
+// A call with a malformed header gets a message that says which form is needed, and repeats
+// nothing of the header.
 func TestTheMessageForAMalformedHeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

@@ -343,13 +343,13 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 	}
 }
 
-// The clock of a bundle from a snapshot begins at the latest possible time, and the age of
-// the bundle counts on. The first heartbeat corrects both.
+// The clock of a bundle from a snapshot begins at the latest possible time, and the age of the
+// bundle continues to grow. The first heartbeat corrects the clock and the age.
 func TestTheClockOfASnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const age = 5 * time.Second
 		for name, c := range map[string]struct {
-			server, wall, up, want time.Duration // at the writing, from now; up: since the writing
+			server, wall, up, want time.Duration // server, wall: the two clocks when the file was written, relative to now; up: the time since then
 			otherBoot              bool
 		}{
 			"both right":                     {server: -time.Hour, wall: -time.Hour, up: time.Hour},
@@ -412,9 +412,10 @@ func TestTheClockOfASnapshot(t *testing.T) {
 	})
 }
 
-// After a restart no revocation is deleted before every clock of the last minutes was heard:
-// neither by a guess of the clock that is far too late, nor by the first clock that is heard.
-// What the process before has heard counts, unless the machine has booted since.
+// After a restart no revocation is deleted before the verifier has received every clock of the
+// last minutes: neither by a guess of the clock that is far too late, nor by the first clock
+// that comes. The clocks that the earlier process received count, unless the machine has booted
+// since.
 func TestARestartForgetsNothing(t *testing.T) {
 	for name, otherBoot := range map[string]bool{"same boot": false, "another boot": true} {
 		t.Run(name, func(t *testing.T) {
@@ -435,7 +436,7 @@ func TestARestartForgetsNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 				if otherBoot {
-					clocks.Wall -= int64(1000 * time.Hour) // so long ago the snapshot seems to be
+					clocks.Wall -= int64(1000 * time.Hour) // sets the clock so that the snapshot seems this old
 					clocks.Boot[0] ^= 1
 				}
 				again := mustRead(t, sealedAt(clocks, messagesOf(snapshot)))

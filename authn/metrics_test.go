@@ -15,8 +15,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/meter/metertest"
 )
 
-// The instruments show what happens to a Verifier, and docs/monitoring.md has exactly these
-// instruments.
+// The instruments count the calls, refusals and streams of a Verifier, and docs/monitoring.md
+// has exactly these instruments.
 func TestMeters(t *testing.T) {
 	issuer, reader := authntest.New(), sdk.NewManualReader()
 	verifier := issuer.NewVerifier(t, authn.WithAudience("test"),

@@ -19,11 +19,11 @@ func (m *modelToken) of(user string) bool { return m.user == user || slices.Cont
 
 // modelToken is a token and the answer that Verify must give for the token.
 type modelToken struct {
-	raw, session, user string // no session: of a service account
+	raw, session, user string // session is empty for a token of a service account
 	actors             []string
 	key                int
 	expires            time.Time
-	verdict            string // but for expiry; as of the verifier's last connection
+	verdict            string // expected, apart from expiry; since the verifier's last connection
 }
 
 // A verifier and a small model go through a day of random events, and must give the same
@@ -42,7 +42,8 @@ func TestADayOfTokens(t *testing.T) {
 			now := func() time.Time { return time.Now().Add(ahead) }
 			decide := func(verdict string, concerns func(*modelToken) bool) {
 				for _, m := range tokens {
-					// An earlier reason stays if the order of the contract puts it first.
+					// Verify gives the first reason in the order of its contract, so a reason
+					// stays if the new one comes later in the order.
 					if concerns(m) && (m.verdict == "ok" || m.verdict == "TOKEN_STALE" || verdict == "TOKEN_INVALID") {
 						m.verdict = verdict
 					}

@@ -131,8 +131,9 @@ func (w *world) accept(t *testing.T) {
 	}
 }
 
-// A verifier connects soon after a server has returned, however long the server was away:
-// the backoff of grpc-go, which grows to minutes, is not added to the verifier's own.
+// A verifier connects soon after a server has returned, however long the server was away: the
+// backoff of grpc-go, which grows to minutes, does not come on top of the verifier's own
+// backoff.
 func TestAServerThatIsBackIsFoundSoon(t *testing.T) {
 	for _, away := range []time.Duration{time.Second, time.Minute, 20 * time.Minute} {
 		t.Run(away.String(), func(t *testing.T) {
@@ -165,7 +166,7 @@ func TestPausesAreSpreadOut(t *testing.T) {
 			began := time.Now()
 			w = <-server.streams
 			if pause := time.Since(began); i < 10 {
-				shortest, longest = pause, pause // they still grow
+				shortest, longest = pause, pause // the pauses between attempts still grow
 			} else {
 				shortest, longest = min(shortest, pause), max(longest, pause)
 			}
@@ -191,8 +192,8 @@ func TestADeadConnectionIsReplaced(t *testing.T) {
 	})
 }
 
-// Tokens signed by unknown keys, however many, delay no call, also over a dead connection.
-// A new key is accepted at once after the server has sent it.
+// Tokens signed by unknown keys, however many, delay no call, also over a dead connection. A new
+// key is accepted as soon as the server has sent the key.
 func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
@@ -238,8 +239,9 @@ func asked(again time.Duration) error {
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(again)}).Err()
 }
 
-// NewVerifier waits for a full server as for a server that is away: at least for the time
-// that the server asks for, and never longer than the longest pause.
+// NewVerifier waits for an overloaded server in the same way as for a server that is away: at
+// least for the time that the server asks for, and never longer than the longest pause between
+// attempts.
 func TestNewVerifierWaitsForAFullServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, conn := serveTrust(t)

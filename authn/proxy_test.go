@@ -73,8 +73,8 @@ func connectProxy(t *testing.T, to string) (address string, asked func() []strin
 	}
 }
 
-// A proxy on this machine may lead anywhere: keys that come through it in plaintext are
-// refused, and keys from a server on this machine are not.
+// A proxy on this machine can lead to any machine: keys that come through the proxy in plaintext
+// are refused, and keys from a server on this machine are accepted.
 func TestProxy(t *testing.T) {
 	if os.Getenv(proxyProcess) == "" {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestProxy$", "-test.v")

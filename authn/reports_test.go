@@ -94,8 +94,9 @@ func reportFor(t *testing.T, s *reportServer, heartbeats int, every time.Duratio
 	tasks.Wait()
 }
 
-// A server resets a stream with more than 1024 small frames: see package gate. So the reports
-// of months go on many streams, each with an identity first, and no report is lost in between.
+// A server resets a stream with more than 1024 small frames: see package gate. So a verifier
+// that reports for months opens one stream after another, sends its identity first on each
+// stream, and loses no report in between.
 func TestReportsForALongTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &reportServer{}
@@ -114,8 +115,8 @@ func TestReportsForALongTime(t *testing.T) {
 	})
 }
 
-// Heartbeats that come faster than a server takes reports cause fewer reports, and the last
-// state is reported.
+// Heartbeats that come faster than a server takes reports cause fewer reports, and the verifier
+// reports the last state.
 func TestReportsKeepTheirPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &reportServer{}
@@ -131,8 +132,9 @@ func TestReportsKeepTheirPace(t *testing.T) {
 	})
 }
 
-// A server without ReportWatcher is asked once in a stream of the bundle. Any other refusal is
-// tried again, ever more rarely.
+// If a server does not know ReportWatcher, the verifier calls ReportWatcher once in each stream
+// of the bundle. After any other refusal, the verifier calls again, with longer and longer
+// pauses.
 func TestReportsRefused(t *testing.T) {
 	for code, most := range map[codes.Code]int{codes.Unimplemented: 1, codes.ResourceExhausted: 70} {
 		synctest.Test(t, func(t *testing.T) {

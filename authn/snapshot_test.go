@@ -54,8 +54,8 @@ func edit(session, user string) func(*token.Claims) {
 	return func(c *token.Claims) { c.SessionID, c.Subject = session, user }
 }
 
-// After a restart without the server, a verifier gives the same answers as before the
-// restart, until each entry expires.
+// After a restart without the server, a verifier gives the same answers as before the restart,
+// until each token or revocation expires.
 func TestTheBundleOutlivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -87,7 +87,7 @@ func TestTheBundleOutlivesARestart(t *testing.T) {
 		}
 		check(first)
 		first.Close()
-		for range 3 { // each from the file of the verifier before
+		for range 3 { // each verifier starts from the file of the verifier before
 			w := first.alone(t, path)
 			check(w)
 			w.Close()

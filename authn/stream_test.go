@@ -284,7 +284,8 @@ func TestAPanicAfterTheEnd(t *testing.T) {
 	}
 }
 
-// A panic at the moment of the stream's end is either raised again or logged, and not both.
+// A panic of the handler at the moment of the stream's end is either raised again or logged, and
+// not both.
 func TestAPanicAtTheEnd(t *testing.T) {
 	for range 50 {
 		synctest.Test(t, func(t *testing.T) {

@@ -28,7 +28,7 @@ type universe struct {
 
 	slept  time.Duration // suspensions of the verifier's machine
 	origin time.Time
-	lead   time.Duration // of the database's clock over the true time
+	lead   time.Duration // by how much the database's clock is ahead of the true time
 	hosts  []*host
 	ended  []*watchwordv1.EndedSession
 	tokens []*issued
@@ -37,9 +37,9 @@ type universe struct {
 	at       stage
 	began    time.Duration // true time of the verifier's start; the memory of a snapshot counts
 	base     time.Duration // suspensions at the start of the verifier's process
-	from     *host         // of the stream
+	from     *host         // the server process that sends the stream
 	wire     []delivery
-	sent     int // so many of ended are on the stream
+	sent     int // the number of elements of ended that the stream has carried
 	delay    time.Duration
 	trip     time.Duration // the newest round trip with from's process, and what later trips add
 	measure  time.Duration // true time of that round trip
@@ -48,7 +48,7 @@ type universe struct {
 	// What the verifier can know.
 	asOf  time.Duration // true time: everything before was delivered
 	heard []heardClock  // the newest last
-	anew  bool          // the process has begun again, and has heard no clock yet
+	anew  bool          // the process has started again, and has not yet received the time of a server
 }
 
 // host is a server process.
@@ -58,15 +58,15 @@ type host struct {
 	ppm     int           // drift against the true time
 	token   clock.Estimate
 	asked   time.Duration // true time of the question whose answer is published
-	lead    time.Duration // of the database's clock at the newest reading
+	lead    time.Duration // by how much the database's clock was ahead at the newest reading
 	away    bool          // the database does not answer this host
-	known   int           // so many of universe.ended were read
+	known   int           // the number of elements of universe.ended that the host has read
 }
 
 type delivery struct {
 	due     time.Duration
 	message *watchwordv1.WatchBundleResponse
-	by      host // as of the sending
+	by      host // the host as it was when it sent the message
 }
 
 // heardClock is a clock of the database that the verifier has heard, and when last.
@@ -79,9 +79,9 @@ type issued struct {
 	*authentic
 	session             string
 	iat, exp            time.Duration // token time
-	lead                time.Duration // of the clock that minted the token
+	lead                time.Duration // by how much the clock that minted the token was ahead
 	revoked             bool          // the revocation was delivered
-	until               time.Duration // of the revocation
+	until               time.Duration // when the revocation can be forgotten
 	mayForget, mintSeen bool
 }
 

@@ -11,8 +11,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// A verifier remembers the latest thousand withdrawn keys, those that the server names before all
-// others.
+// A verifier remembers the latest thousand withdrawn keys, which the server names first in its
+// list.
 func TestTheMemoryOfWithdrawnKeysIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

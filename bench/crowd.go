@@ -29,7 +29,7 @@ var settings = []string{"shared_buffers=1GB", "max_wal_size=8GB"}
 // numbered from 0: logins would take days. No password matches these users.
 type crowd struct {
 	*watchword
-	db    *pgx.Conn // to its database
+	db    *pgx.Conn // a connection to the server's database
 	conns []*grpc.ClientConn
 	auth  []watchwordv1.AuthServiceClient
 	mac   []byte // the key of refresh tokens

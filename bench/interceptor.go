@@ -86,7 +86,7 @@ func refusesOthers(issuer *issuer, others []guard) error {
 		return err
 	}
 	defer stranger.close()
-	stranger.name = issuer.name // and another key, under its own id
+	stranger.name = issuer.name // a second key of the issuer, under an id of its own
 	tokens, err := stranger.mint(1)
 	if err != nil {
 		return err

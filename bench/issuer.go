@@ -55,7 +55,7 @@ func newIssuer() (*issuer, error) {
 		"response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"},
 		"id_token_signing_alg_values_supported": []string{"EdDSA"},
 	})
-	serve("/jwks.json", map[string]any{"keys": []any{key.Public().JWK()}}) // whose JSON names are those of RFC 7517
+	serve("/jwks.json", map[string]any{"keys": []any{key.Public().JWK()}}) // token.JWK has the JSON names of RFC 7517
 	go func() { _ = i.http.Serve(listener) }()
 	return i, nil
 }
@@ -108,9 +108,9 @@ type stage int
 
 const (
 	begin     stage = iota // the first chunk comes next
-	snapshot               // and then more chunks
-	complete               // and then the first heartbeat
-	following              // and then heartbeats alone
+	snapshot               // the chunks after the first one come next
+	complete               // the first heartbeat comes next
+	following              // only heartbeats come from now on
 )
 
 const (

@@ -69,7 +69,7 @@ func main() {
 	}
 }
 
-// bench is one run.
+// bench is one run of the benchmarks.
 type bench struct {
 	quick    bool
 	profiles string // the folder for profiles of the server; empty: none

@@ -134,7 +134,7 @@ func (f *fleet) add(uri, master string) error {
 		return err
 	}
 	f.closers = append(f.closers, replica.close)
-	f.password += replica.password // of the first replica alone
+	f.password += replica.password // the password of admin, which the first replica alone prints
 	conns, err := dial(replica.addr, 1)
 	if err != nil {
 		return err

@@ -104,7 +104,7 @@ func telemetry(b *bench) error {
 		{"span", within(sampled, bad, nothing)},
 		{"span, refused", within(sampled, bad, refuse)},
 		{"span, attribute", within(sampled, bad, func(ctx context.Context) error {
-			trace.SpanFromContext(ctx).SetAttributes(attribute.String("watchword.token", "check")) // as the interceptor does for a new token
+			trace.SpanFromContext(ctx).SetAttributes(attribute.String("watchword.token", "check")) // the interceptor sets the same attribute for a new token
 			return nil
 		})},
 		{"otelgrpc", handled(handler, good, nothing)},
@@ -132,7 +132,8 @@ func reportTelemetry(b *bench, all []rates, allocations float64) {
 	b.report("telemetry/otelgrpc/with-interceptor", all[9].nanos(), "ns", limit{})
 }
 
-// added returns the time of a call beyond the times of the parts: the median of the turns.
+// added returns the time that a whole call takes beyond the sum of its parts: the median over
+// the turns, in which whole and parts were measured one after the other.
 func added(whole rates, parts ...rates) float64 {
 	beyond := make([]float64, len(whole))
 	for i := range whole {

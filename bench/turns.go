@@ -17,10 +17,10 @@ type side struct {
 	call func(worker, i int) error
 }
 
-// race is how sides take turns.
+// race says how the compared sides take turns, such as a server with a feature and one without.
 type race struct {
 	turns   int
-	stint   time.Duration // of each side in a turn
+	stint   time.Duration // for how long each side runs in a turn
 	workers int
 	batch   int // calls between two looks at the clock
 	// processor counts calls for each second of the process's processor time, of client and
@@ -55,13 +55,13 @@ func (r race) run(sides ...side) ([]rates, error) {
 	return all, nil
 }
 
-// lap is what a side did in a stint.
+// lap holds what a side did in one turn.
 type lap struct {
 	rate  float64 // calls a second that ended within the stint
 	calls int     // every call, those included that ended after the stint
 }
 
-// lap lets the workers call for a stint.
+// lap lets the workers make calls for the time of r.stint.
 func (r race) lap(call func(worker, i int) error) (l lap, err error) {
 	var (
 		tasks sync.WaitGroup

@@ -202,7 +202,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 	}
 }
 
-// The steps of make run beneath this script, so a failure must show in its status.
+// scripts/patiently.sh runs the steps of make, so its exit status must show a failure of a step.
 func TestPatiently(t *testing.T) {
 	cmd := exec.Command(filepath.Join(root, "scripts/patiently.sh"), "a step", "bash", "-c", "cat; echo told >&2; printf 'no end'; exit 3")
 	cmd.Stdin = strings.NewReader("given\n")

@@ -11,7 +11,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
-// The three terminals of the page about PostgreSQL: two replicas, and the commands of the admin.
+// TestTwoReplicasOfThePage runs the three terminals of the page about PostgreSQL: two replicas,
+// and the commands of the admin.
 func TestTwoReplicasOfThePage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the server")

@@ -41,7 +41,8 @@ func commandBlocks(text string) []string {
 	return append(found, indented.FindAllString(text, -1)...)
 }
 
-// Commands are copied as they stand.
+// Readers copy commands as they stand in the documents, so no command may show a secret to other
+// users of the machine.
 func TestCommandsInDocumentsKeepSecretsPrivate(t *testing.T) {
 	commands := 0
 	for _, path := range documents(t) {

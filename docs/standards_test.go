@@ -115,8 +115,8 @@ func numbers(prefix string, n int) (all []string) {
 	return all
 }
 
-// Each table of the standards page has every requirement in order. What is held names a test;
-// what is not gives the reason.
+// Each table of the standards page has every requirement in order. A row for a requirement that
+// Watchword meets names a test, and every other row gives the reason.
 func TestStandardsAreComplete(t *testing.T) {
 	chapters := func(sizes ...int) func(chapter string) []string {
 		return func(chapter string) (all []string) {

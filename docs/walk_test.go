@@ -23,8 +23,8 @@ import (
 // walkTimeout is long because building may be most of a walk.
 const walkTimeout = 8 * time.Minute
 
-// The README's walk, pasted twice into an interactive shell at a terminal, while
-// `make run` serves from the same folder and something holds the default ports.
+// TestWalk pastes the README's walk twice into an interactive shell at a terminal, while `make
+// run` serves from the same folder and something holds the default ports.
 func TestWalk(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the server")
@@ -37,7 +37,7 @@ func TestWalk(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:50051", "127.0.0.1:8080"} {
 		if held, err := net.Listen("tcp", addr); err == nil {
 			defer held.Close()
-		} else if !errors.Is(err, syscall.EADDRINUSE) { // held by another program serves as well
+		} else if !errors.Is(err, syscall.EADDRINUSE) { // the port is in use either way, here or in another program
 			t.Fatal(err)
 		}
 	}
@@ -218,14 +218,14 @@ func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 				return
 			case <-time.After(time.Millisecond):
 			}
-			processes, _ := filepath.Glob("/proc/[0-9]*") // Linux alone has it
+			processes, _ := filepath.Glob("/proc/[0-9]*") // only Linux has /proc
 			for _, process := range processes {
 				line, _ := os.ReadFile(filepath.Join(process, "cmdline"))
 				environment, _ := os.ReadFile(filepath.Join(process, "environ"))
 				if !bytes.Contains(line, []byte("grpcurl\x00-plaintext")) || !bytes.Contains(environment, []byte("TMPDIR="+folder)) {
 					continue
 				}
-				if seen++; bytes.Contains(line, []byte("eyJ")) { // every token begins so
+				if seen++; bytes.Contains(line, []byte("eyJ")) { // every access token begins with eyJ
 					t.Errorf("a token among the arguments %q", line)
 					return
 				}

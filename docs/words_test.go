@@ -21,8 +21,8 @@ var (
 	unusedInGo = regexp.MustCompile(`(?i)\bwho\b`)
 )
 
-// The words of the charter in comments, flags, errors, logs, the API's manual, the
-// documents and the scripts. Decisions are dated and stay as they were written.
+// Comments, flags, errors, logs, the API's manual, the documents and the scripts have none of
+// the words that the project does not use. Decisions are dated and stay as they were written.
 func TestWords(t *testing.T) {
 	check := func(path, text string, line int, words ...*regexp.Regexp) {
 		for _, pattern := range words {

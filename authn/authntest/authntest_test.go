@@ -61,7 +61,7 @@ func TestEveryChangeIsKnownAtOnce(t *testing.T) {
 				}
 			}
 			c.change(i, token)
-			verifiers = append(verifiers, i.NewVerifier(t, authn.WithAudience("test"))) // and a verifier that connects later
+			verifiers = append(verifiers, i.NewVerifier(t, authn.WithAudience("test"))) // the test also checks a verifier that connects later
 			for n, v := range verifiers {
 				if got := reason(v, token); got != c.before {
 					t.Errorf("verifier %d: %s, want %s", n, got, c.before)
@@ -99,8 +99,8 @@ func TestToken(t *testing.T) {
 
 const service = watchwordv1.UserKind_USER_KIND_SERVICE
 
-// A token can be delegated from service to service, narrower each time, and a revocation of any
-// of them takes the last token back.
+// A token can be delegated from service to service, each time for fewer audiences and roles, and
+// a revocation of any of the services takes the last token back.
 func TestDelegate(t *testing.T) {
 	i := authntest.New()
 	v := i.NewVerifier(t, authn.WithAudience("c"))
@@ -132,7 +132,7 @@ func TestDelegate(t *testing.T) {
 		t.Error(got)
 	}
 	i.RotateKey()
-	i.WithdrawKey(i.Token(authntest.User{})) // another key than the one that signed last
+	i.WithdrawKey(i.Token(authntest.User{})) // withdraws the new key; the earlier key has signed last
 	if got := reason(v, last); got != "TOKEN_INVALID" {
 		t.Error(got)
 	}
@@ -178,7 +178,7 @@ func TestForeignIssuer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	point := []byte{4} // both coordinates follow
+	point := []byte{4} // the two coordinates of the public key follow this byte
 	for _, name := range []string{"x", "y"} {
 		b, _ := base64.RawURLEncoding.DecodeString(set.Keys[0][name])
 		point = append(point, b...)

@@ -104,8 +104,8 @@ func publicTrust(srv *grpc.Server) map[string]grpc.ServiceInfo {
 	return services
 }
 
-// CheckGuarded finds each method that answers without a token: of a server without
-// interceptors, and of one with half of them.
+// CheckGuarded finds each method that answers without a token: on a server without the
+// verifier's interceptors, and on a server with one of the two.
 func TestCheckGuarded(t *testing.T) {
 	verifier := authntest.New().NewVerifier(t, authn.WithAudience("test"), authn.WithPublicMethods(healthAll))
 	unary := grpc.ChainUnaryInterceptor(verifier.UnaryServerInterceptor())
@@ -161,7 +161,8 @@ func (inProcess) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.Ca
 	return nil, status.Error(codes.NotFound, "the gateway has no streams")
 }
 
-// The server is guarded, and a gateway in the same process is not.
+// The gRPC server is guarded, and CheckGuarded finds that a gateway in the same process, which
+// calls the handlers directly, is not.
 func TestCheckGuardedFindsAGatewayInTheSameProcess(t *testing.T) {
 	verifier := authntest.New().NewVerifier(t, authn.WithAudience("test"))
 	conn, srv := served(t, tester{}, verifier.ServerOptions()...)
@@ -175,7 +176,8 @@ func TestCheckGuardedFindsAGatewayInTheSameProcess(t *testing.T) {
 	}
 }
 
-// TOKEN_MISSING of a service further down shows that the handler ran.
+// If a called service further down answers TOKEN_MISSING, the handler has run without a token,
+// and CheckGuarded says so.
 func TestCheckGuardedTellsTheServiceFurtherDown(t *testing.T) {
 	verifier := authntest.New().NewVerifier(t, authn.WithAudience("test"))
 	next, _ := served(t, tester{}, verifier.ServerOptions()...)

@@ -35,7 +35,7 @@ var tokenUseless = map[watchwordv1.ErrorReason]bool{
 // (gRFC A54), and drops the details of these errors.
 type attempt struct {
 	method string
-	sent   atomic.Pointer[sent] // stored again if grpc-go tries again by itself, from another goroutine
+	sent   atomic.Pointer[sent] // the token of the call; stored again if grpc-go sends the call again, from another goroutine
 }
 
 // sent holds the token of a call, or the error in place of a token.

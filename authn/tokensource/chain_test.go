@@ -24,7 +24,7 @@ func TestChainOfFive(t *testing.T) {
 		issuer := authntest.New()
 		alices := issuer.Token(authntest.User{Name: "alice", Audience: []string{"s0"}})
 		var verifiers []*authn.Verifier
-		var shown []string // to each service, the last one first
+		var shown []string // the tokens shown to each service, the last service first
 		var next *grpc.ClientConn
 		for i := 4; i >= 0; i-- {
 			verifier := issuer.NewVerifier(t, authn.WithAudience(fmt.Sprint("s", i)), tokenNeeded(relayMethod), tokenNeeded(unaryMethod))
@@ -60,7 +60,7 @@ func TestChainOfFive(t *testing.T) {
 		judge := func(want func(service, token int) string) {
 			t.Helper()
 			for v := range verifiers {
-				for n, raw := range shown { // both begin with the last service
+				for n, raw := range shown { // verifiers and shown both begin with the last service
 					if _, err := verifiers[v].Verify(t.Context(), raw); name(err) != want(v, n) {
 						t.Errorf("the token shown to s%d, at s%d: %v, want %s", 4-n, 4-v, err, want(v, n))
 					}

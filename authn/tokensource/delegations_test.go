@@ -33,8 +33,9 @@ func (d *delegates) Invoke(ctx context.Context, _ string, _, reply any, _ ...grp
 	return nil
 }
 
-// At most maxDelegations tokens are remembered or asked for. A new caller takes the place of
-// another one, and a caller that is left out while all wait gets an answer at once.
+// A Source remembers or asks for at most maxDelegations delegated tokens. A new caller takes the
+// place of another one. If all places are taken by calls that wait, a further caller gets an
+// error at once.
 func TestDelegationsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &delegates{release: make(chan struct{})}

@@ -78,7 +78,8 @@ func TestDialNoticesADeadConnection(t *testing.T) {
 	})
 }
 
-// Watchword accepts the pings, and the connection lasts from one renewal to the next.
+// Watchword accepts the keepalive pings of Dial, and the connection lasts from one renewal of
+// the token to the next.
 func TestDialKeepsItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn, _, _, made := dialSevered(t, startWatched(t))

@@ -44,8 +44,8 @@ func startMetadata(t *testing.T) (reachable, <-chan metadata.MD) {
 	})), seen
 }
 
-// With the option, the token of the source is the only token that the service sees: nothing of
-// the caller's token goes on, under any key. Other metadata goes on.
+// With WithCallersHeaderDropped, the service sees only the token of the source: nothing of the
+// caller's token goes on, under any key. Other metadata goes on.
 func TestCallersHeaderDropped(t *testing.T) {
 	for method, stream := range map[string]bool{unaryMethod: false, streamMethod: true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -88,9 +88,9 @@ func wantsOthersAlone(t *testing.T, md metadata.MD) {
 	}
 }
 
-// A gateway that verifies its caller by Authorize can call on the caller's behalf. The called
-// service sees the delegated token alone with the option, and no call without it; Forward sends the
-// caller's token, and does not take the option.
+// A gateway that verifies its caller by Authorize can call on the caller's behalf. With
+// WithCallersHeaderDropped the called service sees only the delegated token; without the option
+// no call reaches the service. Forward sends the caller's token, and refuses the option.
 func TestAGatewayThatAuthorizes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRelay(t, false)

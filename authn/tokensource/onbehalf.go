@@ -111,7 +111,7 @@ type subjectKey [sha256.Size]byte
 type delegation struct {
 	of           *onBehalf
 	key          subjectKey
-	replacements *rate.Limiter // limits the delegations for the same key that refusals of services cause
+	replacements *rate.Limiter // limits the new delegations that refusals of services cause, for one service and one caller's token
 	done         chan struct{} // closed when token or err is set
 	token        string
 	goodUntil    time.Time

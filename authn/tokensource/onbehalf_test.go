@@ -166,8 +166,8 @@ func TestMisuseOfOnBehalfOf(t *testing.T) {
 }
 
 // If the next service refuses the delegated token, a unary call is sent once more with a token
-// that is delegated anew, also after TOKEN_REVOKED; a stream is not. A refusal that names another
-// method changes nothing.
+// that is delegated anew, also after TOKEN_REVOKED; a stream is not opened again. A refusal that
+// names another method changes nothing.
 func TestADelegatedTokenIsRefused(t *testing.T) {
 	for _, reason := range []string{"TOKEN_STALE", "TOKEN_REVOKED", "TOKEN_INVALID", "TOKEN_EXPIRED"} {
 		for _, stream := range []bool{false, true} {
@@ -222,8 +222,8 @@ func TestServiceThatRefusesEveryDelegatedToken(t *testing.T) {
 	})
 }
 
-// While Watchword is away or overloaded, a call for another caller fails at once, and for a caller
-// whose token is delegated already it goes out.
+// While Watchword is away or overloaded, a call for a new caller fails at once, and a call for a
+// caller with a remembered delegated token goes out.
 func TestDelegationsWhileWatchwordIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRelay(t, false)
@@ -263,9 +263,9 @@ func TestDelegationsWhileWatchwordIsAway(t *testing.T) {
 	})
 }
 
-// The token of the relay's caller is refused when it is to be delegated. The caller learns the
-// reason for the method that it called, renews its token, and the call succeeds. The call is not
-// repeated if the relay had called another service before.
+// A service calls Watchword to delegate the token of its caller, and Watchword refuses the
+// token. The caller learns the reason for the method that it called, renews its token, and the
+// call succeeds. The call is not repeated if the service had called another service before.
 func TestTheCallersTokenIsRefused(t *testing.T) {
 	for _, test := range []struct {
 		reason  watchwordv1.ErrorReason
@@ -327,8 +327,8 @@ func reasonOf(name string) watchwordv1.ErrorReason {
 	return watchwordv1.ErrorReason(watchwordv1.ErrorReason_value["ERROR_REASON_"+name])
 }
 
-// An error about another token, as a real DelegateToken or a next service sends it, never names
-// the handler's method.
+// An error about another token, in the form in which DelegateToken or the next service sends
+// such errors, never names the handler's method, so the caller does not repeat its call.
 func TestOnlyTheCallersTokenRepeatsACall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRelay(t, false)
@@ -347,7 +347,7 @@ func TestOnlyTheCallersTokenRepeatsACall(t *testing.T) {
 	})
 }
 
-// The relay's own token is renewed if Watchword refuses it, without a new delegation for it.
+// The relay's own token is renewed if Watchword refuses it, and the renewal needs no delegation.
 func TestOwnTokenIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRelay(t, false)
@@ -365,8 +365,8 @@ func TestOwnTokenIsRefused(t *testing.T) {
 	})
 }
 
-// Neither the caller's token, nor the relay's own, nor a delegated one leaves the machine in
-// plaintext.
+// Neither the caller's token, nor the service's own token, nor a delegated token leaves the
+// machine in plaintext.
 func TestDelegationOverPlaintext(t *testing.T) {
 	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 443}
 	for name, test := range map[string]struct {

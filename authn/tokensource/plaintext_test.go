@@ -60,7 +60,7 @@ func TestSecretsOverPlaintext(t *testing.T) {
 						wantsPlaintext(t, err, ok)
 					}
 					if !ok {
-						saw(t, auth, "") // no token was asked for
+						saw(t, auth, "") // the Source asked the server for no token
 						saw(t, service, "")
 					} else {
 						saw(t, service, "access-1 access-1")
@@ -93,8 +93,8 @@ func TestSecretsOverPlaintext(t *testing.T) {
 	}
 }
 
-// A proxy on this machine leads to another machine: the peer is near, and the target is not.
-// The target of the connection counts, not its authority.
+// A proxy on this machine leads to another machine: the address of the peer is on this machine,
+// and the target is not. The target of the connection counts, not its authority.
 func TestSecretsThroughAProxy(t *testing.T) {
 	for target, ok := range map[string]bool{"127.0.0.9:1": true, "localhost:1": true, "auth:443": false, "192.0.2.7:443": false} {
 		for _, authority := range []string{"", "localhost:1", "auth:443"} {

@@ -123,8 +123,8 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// A renewal on a stream that hangs goes on by another stream. If that one hangs too, every
-// call learns what it was waiting for.
+// If the stream of a renewal hangs, the renewal goes on by another stream. If the other stream
+// hangs too, every waiting call gets an error that says what the call was waiting for.
 func TestRenewalsThatHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := withPassword(t)
@@ -163,7 +163,7 @@ func TestServerAway(t *testing.T) {
 		c.goesWith(t, "access-1")
 		c.auth.when(always(status.Error(codes.Unavailable, "away")), nil)
 		time.Sleep(accessLife * 3 / 4)
-		for range 70 * 10 { // until just before its end
+		for range 70 * 10 { // until just before the access token expires
 			c.goesWith(t, "access-1")
 			time.Sleep(100 * time.Millisecond)
 		}

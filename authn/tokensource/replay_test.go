@@ -24,10 +24,10 @@ type payment struct {
 	*authn.Verifier
 	issuer *authntest.Issuer
 	auth   *authServer
-	conn   *grpc.ClientConn // with a source
+	conn   *grpc.ClientConn // a connection with a token source
 
 	mu    sync.Mutex
-	calls int // with work done
+	calls int // the number of calls whose work the handler has done
 	fails func(ctx context.Context) error
 }
 

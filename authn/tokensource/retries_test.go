@@ -40,7 +40,7 @@ var repeatable = map[string]bool{
 }
 
 // Of every method of the API, a call is sent five times if a second call does no harm, and
-// otherwise once. RoundRobin keeps this.
+// otherwise once. The option RoundRobin changes nothing about the number.
 func TestDialCallsAgain(t *testing.T) {
 	for name, opts := range map[string][]grpc.DialOption{
 		"Dial": nil, "RoundRobin": {tokensource.RoundRobin()}, "the manual": {grpc.WithDefaultServiceConfig(manualConfig(t))},
@@ -94,7 +94,8 @@ func manualConfig(t *testing.T) string {
 	return config
 }
 
-// While every replica is away, retries end: a client then sends each call once.
+// While every replica is away, the client stops retrying after some calls, and then sends each
+// call once.
 func TestRetriesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		service := startWatched(t)

@@ -239,7 +239,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// A store function that ignores its context delays Close, and no call.
+// A store function that ignores its context delays Close, and delays no call.
 func TestCloseWhileTheStoreHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -330,7 +330,8 @@ func TestStoreThatAsksForAToken(t *testing.T) {
 	})
 }
 
-// A connection that would wait for itself, and a call with two tokens, get an error.
+// A call fails with an error if the connection to Watchword itself waits for a token of the
+// Source, or if the call has two tokens.
 func TestMisusedConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		auth, service := startAuth(t), startService(t)

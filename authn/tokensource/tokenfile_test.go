@@ -64,9 +64,9 @@ func TestTokenFile(t *testing.T) {
 	})
 }
 
-// A file that cannot be written does not keep the tokens from calls; the file is written as soon
-// as the folder is there, with the token that the Source has. A token that a service has refused
-// leaves the file.
+// If the token file cannot be written, calls still get tokens. The file is written as soon as
+// the folder is there, with the present token. A token that a service has refused is removed
+// from the file.
 func TestTokenFileThatCannotBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "later", "access-token")

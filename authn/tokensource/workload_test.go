@@ -84,8 +84,8 @@ func withWorkload(t *testing.T, assertion tokensource.Assertion, opts ...tokenso
 	})
 }
 
-// A workload exchanges the newest assertion ahead of the token's expiry, and when a service has
-// refused the token.
+// A workload exchanges the newest assertion ahead of the token's expiry, and again after a
+// service has refused the token.
 func TestWorkload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := assertionFile(t, "\n a.b.1 \n")
@@ -114,8 +114,8 @@ func TestWorkload(t *testing.T) {
 	})
 }
 
-// A refused assertion is said at once, with what to check, and the next assertion is tried after
-// a pause: also if the platform mends the file after a day.
+// The error of a refused assertion reaches the calls at once, with what to check. The next
+// assertion is tried after a pause, even if the platform replaces the file only after a day.
 func TestRefusedAssertions(t *testing.T) {
 	for reason, test := range map[string]struct {
 		code codes.Code
@@ -164,7 +164,8 @@ func TestIssuerAway(t *testing.T) {
 	})
 }
 
-// An assertion that fails is the error of the call, and sends nothing.
+// If the function that returns the assertion fails, the call gets the error, and the Source
+// sends nothing.
 func TestAssertionsThatFail(t *testing.T) {
 	broken := errors.New("the agent is away")
 	for want, assertion := range map[string]tokensource.Assertion{

@@ -52,7 +52,7 @@ func TestLibraries(t *testing.T) {
 type world struct {
 	*server
 	rows     []row
-	verifies []verifier // of each row
+	verifies []verifier // of each row, the verifiers that run
 }
 
 // verifier is a library at work.
@@ -225,7 +225,7 @@ func (w *world) foreign(t *testing.T, token string) {
 	})
 }
 
-// start starts the program of a row.
+// start starts the program of a row: one library with its settings.
 func (w *world) start(r row) (verifier, error) {
 	if dir, file := filepath.Split(r.program); dir == "bench/verify/" {
 		return w.inProcess(file)

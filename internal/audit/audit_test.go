@@ -81,7 +81,7 @@ func from(source string) context.Context {
 
 func (w *world) lines() int { return strings.Count(w.logged.String(), "\n") }
 
-// What was rolled back never happened: it is not in the table, and not in the log.
+// A record of a transaction that was rolled back is neither in the table nor in the log.
 func TestRecordIsPartOfItsTransaction(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		refusal := errors.New("no")
@@ -117,7 +117,8 @@ func TestRecordIsPartOfItsTransaction(t *testing.T) {
 	})
 }
 
-// A record that shares its commit with strangers' is logged by its own fate.
+// Several transactions share one commit. Each record is logged if its own transaction was
+// committed, and not logged if that transaction was rolled back.
 func TestRecordsThatShareACommit(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		refusal := errors.New("no")
@@ -145,8 +146,9 @@ func TestRecordsThatShareACommit(t *testing.T) {
 	})
 }
 
-// One kind is one record in an hour, whose count grows; the log has its first and
-// its last.
+// Refused calls of one kind (such as one method, reason and source) share one record for each
+// hour, and each call raises the record's count. The log has a line when the kind appears and a
+// line when its hour ends.
 func TestRefusalsOfOneKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := open(t)
@@ -177,7 +179,7 @@ func TestRefusalsOfOneKind(t *testing.T) {
 	})
 }
 
-// A database that is away loses no count.
+// While the database is away, the counts of refused calls are kept in memory, and none is lost.
 func TestRefusalsWaitForTheDatabase(t *testing.T) {
 	w := open(t)
 	w.log.Refused(from("x"), audit.Event{Type: audit.Login, Reason: "INVALID_CREDENTIALS"})
@@ -250,8 +252,8 @@ func TestListAndPrune(t *testing.T) {
 	})
 }
 
-// The records of all users that have or had a name come in one list, whatever the size of
-// the pages. A record of two such users comes once.
+// The records of all users that have or had a name come in one list, whatever the size of the
+// pages. A record that concerns two of these users comes once.
 func TestListByName(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		want := map[string][]string{}

@@ -11,8 +11,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Every delegation is counted once: in the record of its service, audience and hour, or, of too
-// many services and audiences, in one record of all. Refused calls keep their places.
+// Every delegation is counted once: in the record of its service, audience and hour, or, if
+// there are too many services and audiences, in one record for all further ones. The counts of
+// refused calls keep their room in memory.
 func TestDelegationsAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := open(t)

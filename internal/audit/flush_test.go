@@ -83,9 +83,9 @@ func (f *flusher) onRecord(t *rapid.T) (rows int, sum int64) {
 	return len(records), sum
 }
 
-// After every flush the record stands for each refused call once, and has a bounded
-// number of rows: also if kinds lose their places during the flush, if the flush fails,
-// and if the hour ends in between.
+// After every flush of refused calls, the security record counts each refused call once, in a
+// bounded number of rows: also if kinds of calls are displaced from memory during the flush, if
+// the flush fails, and if the hour ends during the flush.
 func TestEachRefusedCallIsOnRecordOnce(t *testing.T) {
 	s := storetest.Open(t, storetest.SQLite(t))
 	rapid.Check(t, func(r *rapid.T) {

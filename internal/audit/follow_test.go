@@ -156,8 +156,8 @@ func writeRecords(t *testing.T, s *store.Store, n, each int) (changes int) {
 
 var errRolledBack = fmt.Errorf("rolled back")
 
-// Transactions of others write records between the statements of a reader that makes a mark, and
-// commit late. The reader passes none of these records by.
+// Transactions of other clients write records between the statements of a reader that makes a
+// mark, and commit late. The reader misses none of these records.
 func TestFollowWaitsForLateCommits(t *testing.T) {
 	uri := storetest.Postgres(t)
 	proxy := pgtest.NewProxy(t, uri)
@@ -211,8 +211,9 @@ func openLate(t *testing.T, uri string, n int) *pgx.Conn {
 	return conn
 }
 
-// A reader that is ahead of a restored database is told, and gets every record after the
-// newest mark that both know, also the records with numbers that the database gave before.
+// A reader that has read more than a restored database holds is told so, and gets every record
+// after the newest mark that both know, also the records with numbers that the database gave
+// before.
 func TestFollowTellsOfALostHistory(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		record := func(detail string) {

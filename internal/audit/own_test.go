@@ -127,8 +127,9 @@ func TestARolledBackEventIsNotCounted(t *testing.T) {
 	}
 }
 
-// The first exchanges of a service account in an hour have a record each. Further ones are
-// counted in one record for each network, also if that record has gone, and each is counted.
+// The first exchanges of a service account in an hour have a record each. Further exchanges are
+// counted in one record for each network. If the record has been deleted, the exchange makes a
+// new record, so each exchange is counted.
 func TestExchangesAreBounded(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		hour := time.Now().Truncate(time.Hour)

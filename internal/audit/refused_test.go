@@ -39,9 +39,9 @@ func (w *world) counts(t *testing.T) (counts map[string]int64, total int64) {
 	return counts, total
 }
 
-// Whatever strangers do, they leave a bounded number of records and of lines, and
-// nothing that they did goes uncounted: neither kinds that come and go, nor kinds that
-// have a record when they lose their place.
+// Whatever strangers do, they leave a bounded number of records and of lines, and every refused
+// call is counted: also calls of a kind that loses its entry in memory, before or after the kind
+// has a record.
 func TestRefusalsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := open(t)
@@ -79,9 +79,10 @@ func TestRefusalsAreBounded(t *testing.T) {
 	})
 }
 
-// A few guesses at a user keep their name, their source and their number, whether a flood
-// of cheap kinds came first, comes later, or comes at the same time; from many networks
-// without the name of a user, or from one network with names of thousands of users.
+// A few guesses at a user keep the user's name, the source and the number of guesses in the
+// record, whether a flood of kinds with one call each came first, comes later, or comes at the
+// same time; from many networks without the name of a user, or from one network with names of
+// thousands of users.
 func TestGuessesAreNamedInAFlood(t *testing.T) {
 	for name, flood := range map[string]func(w *world, n int){
 		"of strangers": func(w *world, n int) { w.log.Refused(from(network(n)), guessAt("")) },
@@ -122,9 +123,9 @@ func TestGuessesAreNamedInAFlood(t *testing.T) {
 	}
 }
 
-// The calls of light kinds keep what they have in common: guesses of ten thousand
-// networks at one user name the user, guesses of one network at ten thousand users name
-// the network, and calls of one user with many sessions name the user.
+// Kinds with few calls lose their own record, and the shared record keeps what the calls have in
+// common: guesses of ten thousand networks at one user name the user, guesses of one network at
+// ten thousand users name the network, and calls of one user with many sessions name the user.
 func TestLightKindsShareARecord(t *testing.T) {
 	for name, c := range map[string]struct {
 		event func(n int) audit.Event
@@ -172,7 +173,8 @@ func TestSourcesOfIPv6(t *testing.T) {
 	}
 }
 
-// A new kind with many calls gets its line in the log in spite of a flood of light kinds.
+// A new kind of refused calls with many calls gets its line in the log, in spite of a flood of
+// kinds with few calls.
 func TestTheHeaviestKindsAreLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := open(t)
@@ -199,8 +201,8 @@ func TestTheHeaviestKindsAreLogged(t *testing.T) {
 	})
 }
 
-// Repeats of refresh tokens are counted beside the refused calls: their number of records
-// and lines is bounded, each is counted, and they take no place of a refused call.
+// Repeats of refresh tokens are counted beside the refused calls: their number of records and
+// lines is bounded, each is counted, and no refused call loses its entry because of the repeats.
 func TestRepeatsAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := open(t)

@@ -42,9 +42,10 @@ func (m *model) add(t *rapid.T, table *table, owner string, k kind, n int64) {
 	m.sinceIn[owner][k] += n
 }
 
-// A table counts every call once, keeps its bounds, and keeps what is heavy: an owner of
-// more than total/maxOwners calls, and a kind of more than 1/places of the calls of its
-// owner, where places is the share that each owner can claim.
+// The table of refused calls counts every call once, keeps its bounds, and keeps an entry for
+// every heavy owner and kind: an owner (a network or a user) with more than total/maxOwners
+// calls, and a kind with more than 1/places of the calls of its owner, where places is the
+// number of entries that each owner can claim.
 func TestATableKeepsWhatIsHeavy(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		maxOwners := rapid.IntRange(2, 4).Draw(t, "owners")
@@ -103,7 +104,8 @@ func (m *model) check(t *rapid.T, table *table) {
 	}
 }
 
-// One owner that makes ever new kinds takes no place that another owner needs.
+// An owner (a network or a user) that makes ever new kinds of calls takes no entry that another
+// owner needs.
 func TestAnOwnerTakesNoPlacesOfOthers(t *testing.T) {
 	table := newTable(4, 16)
 	for n := range 10_000 {

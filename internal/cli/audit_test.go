@@ -94,7 +94,7 @@ func TestAuditFilters(t *testing.T) {
 	fails(t, 1, "no such user: carol", "", "audit", "--user=carol", db)
 }
 
-// A line of JSON has the names of the API, and only fields that are set.
+// A line of JSON has the field names of the API, and only fields that are set.
 func TestAuditJSON(t *testing.T) {
 	t.Parallel()
 	db, alice := recorded(t)

@@ -45,7 +45,7 @@ func serveWith(t *testing.T, set func(*server.Config)) (flags []string, password
 	return []string{"--plaintext", "--addr=" + s.GRPCAddr()}, password, "--datastore-uri=" + cfg.DatastoreURI, stop
 }
 
-// The output of login --print is the input of verify and logout; a bare token is as good.
+// The commands verify and logout read the output of login --print, and also a bare token.
 func TestClientCommands(t *testing.T) {
 	t.Parallel()
 	flags, password, stop := serve(t)

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// The candidates for the last word.
+// TestCompletion checks which words the completion offers for the last word of a command line.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{

@@ -42,7 +42,8 @@ func wantHarmless(t *testing.T, what, text string) {
 	}
 }
 
-// Names and records in the database are text of others.
+// Other people can choose the names and the records in the database, so the commands escape
+// control characters.
 func TestTextFromTheDatabaseIsEscaped(t *testing.T) {
 	t.Parallel()
 	db := database(t)

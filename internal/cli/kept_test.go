@@ -118,7 +118,7 @@ func TestKeptLoginsOfTwoKinds(t *testing.T) {
 	}
 }
 
-// A kept session that is over names the command that begins another one.
+// If a kept session has ended, the error names the command that begins a new session.
 func TestKeptSessionIsOver(t *testing.T) {
 	flags, password, db, _ := serveWith(t, func(*server.Config) {})
 	files := settings(t, t.TempDir())
@@ -144,8 +144,8 @@ func TestKeptSessionIsOver(t *testing.T) {
 	}
 }
 
-// Commands at the same time, of which each finds an old access token, use each refresh token
-// once: with the shortest grace, a second use would end the session.
+// Several commands run at the same time, and each finds an expired access token. The commands
+// use each refresh token once: with the shortest grace, a second use would end the session.
 func TestCommandsAtOnceKeepTheSession(t *testing.T) {
 	flags, password, _, _ := serveWith(t, func(cfg *server.Config) { cfg.RefreshGrace, cfg.RefreshRepeats = 0, 1 })
 	files := settings(t, t.TempDir())

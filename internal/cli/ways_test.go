@@ -231,7 +231,8 @@ func TestAChangeInTheDatabaseIsKnown(t *testing.T) {
 	}
 }
 
-// A command that could mean the server and the database does nothing.
+// A command with the flags of the server and the flags of the database changes nothing, and
+// returns an error.
 func TestServerOrDatabase(t *testing.T) {
 	flags, password, db, _ := serveWith(t, func(*server.Config) {})
 	done(t, password, append([]string{"login", "admin", "--audience=watchword"}, flags...)...)

@@ -22,8 +22,8 @@ func learn(t *testing.T, e *Estimate, lead, now time.Duration) time.Duration {
 	return set
 }
 
-// The estimate narrows with every reading, gets wider with time, and follows a clock that was
-// set. A small difference is followed in silence.
+// The estimate of another clock gets narrower with every reading, gets wider with time, and
+// follows a clock that was set. A small difference is followed without a line in the log.
 func TestEstimate(t *testing.T) {
 	e := &Estimate{}
 	within := func(lead, width, now time.Duration) {
@@ -53,8 +53,9 @@ func TestEstimate(t *testing.T) {
 	within(1500*time.Millisecond, time.Second, 50*time.Second)
 }
 
-// A reading that is older than the estimate changes nothing if it contradicts. If the order is
-// unknown, the estimate covers both, until a newer reading comes.
+// A reading that is older than the estimate, and contradicts the estimate, changes nothing. If
+// the order of a reading and the estimate is unknown, the estimate covers both of them, until a
+// newer reading comes.
 func TestTheOrderOfReadings(t *testing.T) {
 	e := &Estimate{}
 	learn(t, e, time.Hour, 10*time.Second)
@@ -73,8 +74,10 @@ func TestTheOrderOfReadings(t *testing.T) {
 	}
 }
 
-// What ends counts as expired only by every clock of the span, after the first span, and after
-// a clock that was set back has passed its earlier time. Another process continues.
+// A time counts as expired only if the time has passed by every clock that was read in the
+// remembered span: not within the first span, and not before a clock that was set back has
+// passed its earlier time. A restarted process continues from the readings of the earlier
+// process.
 func TestExpired(t *testing.T) {
 	const span = 15 * time.Minute
 	e := &Estimate{}
@@ -117,7 +120,7 @@ func TestElapsed(t *testing.T) {
 	a := e.Now()
 	e.Suspend(time.Hour)
 	b := e.Now()
-	e.Suspend(time.Minute) // less than is known
+	e.Suspend(time.Minute) // shorter than the suspension of an hour that e already knows
 	if c := e.Now(); b < a+time.Hour || c < b || c > b+time.Minute {
 		t.Errorf("%v, %v, %v", a, b, c)
 	}

@@ -222,7 +222,8 @@ func TestForgeries(t *testing.T) {
 }
 
 // A change of any row that a token depends on refuses the delegation, with the reason of the
-// token concerned, although no verifier has heard of the change. The reads are of one moment.
+// token concerned, although no verifier has heard of the change. All rows are read in one state
+// of the database.
 func TestRowsThatHaveChanged(t *testing.T) {
 	disable := func(u *store.User) { u.Disabled = true }
 	revoke := func(u *store.User) { u.Version++; u.RevokedBelow = u.Version }
@@ -363,9 +364,9 @@ func TestAWithdrawnKey(t *testing.T) {
 	})
 }
 
-// A withdrawal becomes visible later than the moment that the withdrawal has stored, because its
-// commit waited for a standby. A token that was delegated in between is taken back, and a new one
-// is good at once. The moment is raised once.
+// The commit of a key's withdrawal waits for a standby, so other transactions see the withdrawal
+// later than the moment that the withdrawal has stored. A token that was delegated in between is
+// taken back, and a new token is good at once. The stored moment is raised once.
 func TestAWithdrawalThatWaitsForItsCommit(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, of *sessiontest.World) {
 		w := newWorld(t, of)
@@ -422,9 +423,9 @@ func TestAServerThatIsBehind(t *testing.T) {
 	}
 }
 
-// If the clock was ahead at a withdrawal and was set back, tokens begin at that moment as long as
-// verifiers accept them, and later delegations fail. A subject's token that ends before that is
-// as good as expired.
+// If the clock was ahead at a withdrawal and was set back, delegated tokens begin at the moment
+// of the withdrawal, as long as verifiers accept such tokens, and later delegations fail. A
+// subject's token that ends before that is as good as expired.
 func TestAMomentAhead(t *testing.T) {
 	w := newWorld(t, sessiontest.New(t))
 	set := func(ahead time.Duration) time.Time {
@@ -453,8 +454,8 @@ func TestAMomentAhead(t *testing.T) {
 	}
 }
 
-// Delegations share one record of a service, an audience and an hour, and no record is of one
-// delegation. The record of a refused one names the service and the subject.
+// Delegations share one record of a service, an audience and an hour, and no delegation has a
+// record of its own. The record of a refused delegation names the service and the subject.
 func TestRecords(t *testing.T) {
 	w := newWorld(t, sessiontest.New(t))
 	for range 3 {

@@ -91,7 +91,8 @@ func TestCreateRefusesAnExistingFile(t *testing.T) {
 	wantOnly(t, path, "the old file")
 }
 
-// The file appears while the draft is written: it stays as it is.
+// If another process makes the file while Create writes its draft, Create returns an error, and
+// the other file stays as it is.
 func TestCreateRefusesAFileThatAppears(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "file")
@@ -116,7 +117,7 @@ func TestCreateRefusesALinkThatLeadsNowhere(t *testing.T) {
 	}
 }
 
-// The old file stays, and the draft goes, whichever step fails.
+// Whichever step of a write fails, the old file stays, and the draft is removed.
 func TestFailureKeepsTheOldFile(t *testing.T) {
 	t.Parallel()
 	failed := errors.New("fill failed")

@@ -15,8 +15,9 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// TestAudiences checks the audiences of a login, a refresh and Verify: the first --audience
-// is the default, and `watchword` is issued for always and alone.
+// TestAudiences checks the audiences of a login, a refresh and Verify: the first --audience is
+// the default, and a token for `watchword` can always be asked for, and is for no other
+// audience.
 func TestAudiences(t *testing.T) {
 	s := serve(t, t.TempDir(), "--audience", "mail", "--audience", "billing")
 	c := dial(t, s.grpcAddr)
@@ -95,8 +96,8 @@ func badField(err error) string {
 	return ""
 }
 
-// TestAdminsTokenOfAService makes every call of an admin with a token that services see.
-// Nothing may succeed but calls about the admin's own account.
+// TestAdminsTokenOfAService makes every call of an admin with a token that services see. Only
+// calls about the admin's own account may succeed.
 func TestAdminsTokenOfAService(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c, password := dial(t, s.grpcAddr), newPassword()

@@ -217,7 +217,7 @@ func TestMessagesInCrumbs(t *testing.T) {
 	if most := s.memory(t, "VmHWM"); most > before+60 {
 		t.Errorf("the server grew from %d to %d MiB", before, most)
 	}
-	// A request in some pieces is served.
+	// A request that arrives in a few pieces is served.
 	c := strange(t, "127.0.0.9", s.grpcAddr)
 	if err := c.Headers(1, login, false); err != nil {
 		t.Fatal(err)

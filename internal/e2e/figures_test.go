@@ -114,7 +114,8 @@ const (
 	silence = time.Hour
 )
 
-// trial measures by how much two verifiers behind a line that delays are wrong.
+// trial measures for how long two verifiers behind a slow connection still accept tokens that
+// have expired or were revoked.
 type trial struct {
 	t        *testing.T
 	engine   string

@@ -299,7 +299,7 @@ func curlAllMethods(t *testing.T, auth curl, password string) {
 		t.Fatalf("reflection lists the methods\n%v\nthe proto files have\n%v", reflected, want)
 	}
 
-	auth.flags = append(auth.flags, "-max-time", "1") // ends WatchBundle
+	auth.flags = append(auth.flags, "-max-time", "1") // ends the stream of WatchBundle after a second
 	var token string
 	for _, method := range reflected {
 		if token == "" {

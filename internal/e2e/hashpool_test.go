@@ -99,8 +99,8 @@ func TestStrangerDoesNotShutOthersOut(t *testing.T) {
 	}
 }
 
-// Every one of 500 logins at once gets an answer that the API documents, the memory stays
-// within --hash-memory, and nothing of the logins is left behind.
+// Every one of 500 logins at once gets an answer that the API documents, the memory stays within
+// --hash-memory, and no goroutine and no memory of the logins remains.
 func TestManyLoginsAtOnce(t *testing.T) {
 	const (
 		memory = 128 // MiB

@@ -184,10 +184,10 @@ func TestAForeignRow(t *testing.T) {
 	})
 }
 
-// TestAnEarlierKeySet puts the rows of before a withdrawal back. The leaked key must stay
-// refused at the running server and, after a restart of the server, at verifiers that saw the
-// withdrawal. As docs/security.md says, a server and a verifier that start afterwards accept the
-// leaked key until `datastore restored`.
+// TestAnEarlierKeySet puts the rows of the signing keys from before a withdrawal back. The
+// leaked key must stay refused at the running server and, after a restart of the server, at
+// verifiers that saw the withdrawal. As docs/security.md says, a server and a verifier that
+// start afterwards accept the leaked key until `datastore restored`.
 func TestAnEarlierKeySet(t *testing.T) {
 	writtenOnBothEngines(t, func(t *testing.T, w *written) {
 		c := dial(t, w.grpcAddr)

@@ -61,7 +61,7 @@ func TestSearchFindsSecrets(t *testing.T) {
 	dir := t.TempDir()
 	for what, text := range planted {
 		if what == "short base64 1" || what == "short base64url 1" {
-			continue // three bytes in a whole triple: such a text would be found by chance
+			continue // three bytes of the secret in one group of four base64 characters: chance would find such a text
 		}
 		e, err := newEvidence(dir)
 		if err != nil {

@@ -85,8 +85,8 @@ func (s *shipper) gaps(t *testing.T) (gaps []string) {
 	return gaps
 }
 
-// awaitAll waits until the lines are the record as `watchword audit` lists it, and returns how
-// many lines repeat an event without another count.
+// awaitAll waits until the shipped lines have every event that `watchword audit` lists, with the
+// same counts, and returns how many lines repeat an event with an unchanged count.
 func (s *shipper) awaitAll(t *testing.T, what string, list func() string) (repeated int) {
 	t.Helper()
 	eventually(t, runTimeout, what, func() error {
@@ -116,7 +116,8 @@ func (s *shipper) awaitAll(t *testing.T, what string, list func() string) (repea
 	return repeated
 }
 
-// busy makes events until the test ends it: of an admin, and refused calls, which share a record.
+// busy makes events until the caller stops it: changes of users by an admin, and refused calls,
+// of which many are counted in one record.
 func busy(t *testing.T, c *client, admin *watchwordv1.TokenPair, users ...string) (stop func()) {
 	t.Helper()
 	done := make(chan struct{})

@@ -19,9 +19,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/strangertest"
 )
 
-// A hundred addresses do their worst at the same time. The server stays under 256 MiB
-// beside its hashes, honest clients from elsewhere are not refused, and afterwards
-// everything is as before.
+// A hundred hostile addresses send floods of every kind at the same time. The server stays under
+// 256 MiB of memory, apart from the memory for password hashes, honest clients from elsewhere
+// are not refused, and afterwards everything is as before.
 func TestAHundredStrangers(t *testing.T) {
 	const strangers, limit = 100, 256
 	const hashes = 64 // MiB

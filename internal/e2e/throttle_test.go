@@ -138,7 +138,7 @@ func TestGuessesFromOneAddress(t *testing.T) {
 	wantOK(t, "a login from another address", dialFrom(t, "127.0.0.10", s.grpcAddr).tryLogin(callCtx(t), "admin", s.admin))
 }
 
-// Two replicas share the count.
+// Two replicas share the counts of wrong passwords.
 func TestReplicasShareGuesses(t *testing.T) {
 	in := install(t)
 	replicas := []*replica{in.replicate(t), in.replicate(t)}

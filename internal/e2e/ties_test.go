@@ -21,8 +21,9 @@ import (
 // its own.
 func attacker(i int) string { return fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250) }
 
-// More networks than places in the hash queue log in without end. Logins of other networks
-// get a place, and known networks keep their places from then on.
+// Networks log in without end, more networks than the queue for password hashes has places.
+// Logins of other networks still get a place, and a network that has logged in keeps its place
+// from then on.
 func TestMoreNetworksThanPlacesInTheHashQueue(t *testing.T) {
 	const places, attackers = 56, 70
 	s := serveOn(t, 2, unthrottled...) // one hash at a time
@@ -70,8 +71,8 @@ func TestMoreNetworksThanPlacesInTheHashQueue(t *testing.T) {
 	honest.Wait()
 }
 
-// As many networks as connections hold one each. A login of another network gets a
-// connection, and a known network loses none.
+// Unknown networks hold one connection each, as many as the server allows. A login of another
+// network gets a connection, and a network known from an earlier login loses none.
 func TestMoreNetworksThanConnections(t *testing.T) {
 	t.Parallel()
 	const places = 64
@@ -95,8 +96,8 @@ func TestMoreNetworksThanConnections(t *testing.T) {
 	}
 }
 
-// As many networks as unfinished requests leave one unfinished each. A request of another
-// network gets a place before one of them has ended by itself.
+// Unknown networks leave one unfinished request each, as many as the server allows. A request of
+// another network gets a place before an unfinished request has timed out.
 func TestMoreNetworksThanUnfinishedRequests(t *testing.T) {
 	t.Parallel()
 	const connections = 256
@@ -138,8 +139,8 @@ func TestMoreNetworksThanUnfinishedRequests(t *testing.T) {
 	}
 }
 
-// As many networks as HTTP connections hold one each, and keep it busy. A scrape from
-// another network is served.
+// Unknown networks hold one busy HTTP connection each, as many as the server allows. A scrape of
+// the metrics from another network is served.
 func TestMoreNetworksThanHTTPConnections(t *testing.T) {
 	t.Parallel()
 	const places = 128

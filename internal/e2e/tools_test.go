@@ -106,7 +106,7 @@ func wantLines(t *testing.T, readers map[string]reader, heading string, want *re
 	}
 }
 
-// The lines for buf curl, which is pinned, do what docs/tools.md says.
+// The lines for buf curl, of which the repository fixes the version, do what docs/tools.md says.
 func TestBufCurl(t *testing.T) {
 	if err := findBuf(); err != nil {
 		t.Fatal(err)

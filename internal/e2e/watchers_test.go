@@ -173,10 +173,10 @@ func (w *openStream) wantServed(t *testing.T, what string) {
 	}
 }
 
-// Four addresses take every place for watchers, and go on opening streams. A service
-// that was there before keeps its place, one that comes back with a good resume gets a
-// place, and so does one that starts now. A watcher of the addresses that hold most gives
-// way, and is told why.
+// Four addresses open every stream of the bundle that the server allows, and go on opening
+// streams. A service with an earlier stream keeps its stream, a service that comes back with a
+// good resume token gets a stream, and so does a service that starts now. For each new stream,
+// the server ends a stream of the address with most streams, and says why.
 func TestWatchersHaveTheirShare(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
@@ -242,8 +242,8 @@ func TestWatchersHaveTheirShare(t *testing.T) {
 	}
 }
 
-// Watchers with a client certificate are counted by the name in the certificate: a
-// client that floods from four addresses has one share.
+// Watchers with a client certificate are counted by the name in the certificate: a client that
+// floods from four addresses gets the share of one client.
 func TestWatchersAreCountedByTheirCertificate(t *testing.T) {
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")

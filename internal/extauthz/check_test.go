@@ -271,7 +271,8 @@ func TestHeadersAboutTheCaller(t *testing.T) {
 	}
 }
 
-// The names of our headers are safe also if Envoy does not show the headers of the client.
+// The headers that the program sets are safe also if Envoy does not show the client's headers to
+// the program.
 func TestHeadersThatEnvoyDoesNotShow(t *testing.T) {
 	e, issuer := world(t)
 	e.blind = true
@@ -347,8 +348,8 @@ func TestMethodInTheError(t *testing.T) {
 	}
 }
 
-// A question that is not about a request of HTTP is denied, and counted. Three such questions get
-// one line in the log.
+// A question of Envoy that is not about an HTTP request is denied, and counted. Three such
+// questions cause one line in the log.
 func TestUndecided(t *testing.T) {
 	e, _ := world(t)
 	var log bytes.Buffer

@@ -43,7 +43,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Fatalf("the third connection: %v", err)
 	}
 	_ = first.Close()
-	_ = first.Close() // gives no second place back
+	_ = first.Close() // a second Close of the connection frees no further place
 	dial()
 	third := <-accepted
 	if n := l.places.Held(); n != 2 {

@@ -11,8 +11,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 )
 
-// While one assertion of a network is checked and 256 wait, a further one is refused. Assertions of
-// another network are checked. A client that stops waiting leaves its place to the next one.
+// While one assertion of a network is checked and 256 assertions wait, a further assertion of
+// the network is refused. Assertions of another network are checked. A client that stops waiting
+// leaves its place to the next one.
 func TestTheChecksOfANetworkAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := NewExchanger(nil, nil, nil, nil, "https://auth.test") // a text without an issuer needs no database

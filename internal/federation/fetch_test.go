@@ -188,7 +188,8 @@ func TestFetchUsesNoProxy(t *testing.T) {
 }
 
 // An issuer that sends its answer byte by byte, or never, holds a fetch for the stated time
-// alone. The clock is the bubble's, so the server stands on pipes.
+// alone. The test uses the fake clock of synctest, so the server is connected by pipes in
+// memory.
 func TestASlowIssuer(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *pipes) {
 		p.handler.Store(func(rw http.ResponseWriter, r *http.Request) {

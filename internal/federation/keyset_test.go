@@ -195,8 +195,8 @@ func TestKeySetIsReadStrictly(t *testing.T) {
 	}
 }
 
-// A SPIRE server publishes the keys for X.509 in the same set; other issuers publish keys
-// for encryption.
+// A key set can hold other keys, which are left out: a SPIRE server publishes its X.509 keys in
+// the same set, and other issuers publish keys for encryption.
 func TestOtherKeysOfASetAreLeftOut(t *testing.T) {
 	x509 := jwkOf(t, ecKey(t, elliptic.P384()).Public()).with(members{"use": "x509-svid"})
 	svid := jwkOf(t, ecKey(t, elliptic.P256()).Public()).with(members{"use": "jwt-svid", "kid": "svid"})

@@ -206,8 +206,8 @@ func TestPagesOfIssuers(t *testing.T) {
 	})
 }
 
-// Only a change of the keys, the URL or the CA ends what the bound accounts hold, and it ends
-// nothing of others.
+// Only a change of an issuer's keys, URL or CA ends the tokens of the bound accounts, and the
+// tokens of other accounts stay valid.
 func TestAChangeOfTrustEndsTokens(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		ca, _ := newCA(t)
@@ -367,7 +367,8 @@ func TestBindingsAreKept(t *testing.T) {
 	})
 }
 
-// Each bound is refused with a field, and a bound of one thing is no bound of another.
+// Each bound has an error that names the field, and a bound for one thing does not limit another
+// thing.
 func TestBounds(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		full, free := w.account(t, "full", store.KindService), w.account(t, "free", store.KindService)
@@ -421,8 +422,8 @@ func TestBounds(t *testing.T) {
 	})
 }
 
-// A binding that is made while its issuer or its account is removed is gone afterwards, or is
-// refused.
+// If a binding is made while its issuer or its account is removed, the binding is refused or is
+// removed too.
 func TestNoBindingIsLeftBehind(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		for round := range 20 {

@@ -165,7 +165,8 @@ func TestSeenIsBounded(t *testing.T) {
 	}
 }
 
-// Claims that take far more memory than their text take no more memory in seen than others.
+// Claims can take far more memory than their text. The server remembers no more memory for an
+// assertion with such claims than for other assertions.
 func TestSeenIsBoundedInMemory(t *testing.T) {
 	for name, claims := range map[string]string{
 		"objects":        `{"a":[` + strings.Repeat(`{"":0},`, 400) + `0]}`,

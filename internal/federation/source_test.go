@@ -209,7 +209,7 @@ func TestAnIssuerWithdrawsEveryKey(t *testing.T) {
 	}
 }
 
-// The text of a failed fetch is bounded: an issuer chooses the names in its certificate.
+// The error text of a failed fetch is bounded: an issuer chooses the names in its certificate.
 func TestTheErrorOfAFetchIsBounded(t *testing.T) {
 	key := ecKey(t, elliptic.P256())
 	template := &x509.Certificate{
@@ -234,9 +234,9 @@ func TestTheErrorOfAFetchIsBounded(t *testing.T) {
 }
 
 // A forger asks for ten thousand unknown kids in two minutes. There are as many fetches as the
-// documents say, one in ten seconds. A key that the issuer rotates to is there after ten
-// seconds all the same, and so is a withdrawn key gone. An unknown kid is refused as unknown
-// after one fetch, as long as the forger leaves room for it.
+// documents say, one in ten seconds. A new key of the issuer is still accepted after ten
+// seconds, and a withdrawn key is refused. A single unknown kid is refused as unknown after one
+// fetch, as long as the forger leaves a fetch for it.
 func TestUnknownKIDs(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *pipes) {
 		s := p.start(t)
@@ -288,7 +288,8 @@ func TestUnknownKIDs(t *testing.T) {
 	})
 }
 
-// The first fetch fails, and calls wait for the first one alone.
+// Calls wait for the first fetch of an issuer's keys, and for no later fetch, also if the first
+// fetch fails.
 func TestTheFirstFetch(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *pipes) {
 		p.handler.Store(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
@@ -309,7 +310,8 @@ func TestTheFirstFetch(t *testing.T) {
 	})
 }
 
-// A key set in the row needs no fetch, and refuses an unknown kid at once.
+// An issuer with its key set in the database needs no fetch, and an unknown kid is refused at
+// once.
 func TestKeysOfTheRow(t *testing.T) {
 	jwks(t, 1)
 	synctest.Test(t, testKeysOfTheRow)

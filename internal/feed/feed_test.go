@@ -534,7 +534,7 @@ func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 	})
 }
 
-// Write returns after the in-process verifier has applied the change.
+// Write returns after the verifier in the same process has applied the change.
 func TestWriteReturnsWhenOurVerifierKnows(t *testing.T) {
 	eachEngine(t, func(t *testing.T, uri string) {
 		f, _ := feedOn(t, uri)
@@ -634,7 +634,7 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 	})
 }
 
-// The store tells of an outage in one line, and the feed adds none.
+// The store logs an outage of the database in one line, and the feed adds no line.
 func TestAnOutageIsLoggedOnce(t *testing.T) {
 	var log bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))

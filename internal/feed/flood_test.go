@@ -26,9 +26,9 @@ func polls(proxy *pgtest.Proxy) (n int64) {
 	return n
 }
 
-// A role without rights that floods NOTIFY causes a bounded number of polls, and events
-// arrive all the same. The feed does not poll by itself here, so hints alone bring the
-// events.
+// A role without rights that floods NOTIFY causes a bounded number of polls, and events arrive
+// all the same. The feed does not poll by itself here, so the events come only by hints, the
+// store's notifications of new events.
 func TestAFloodOfNotificationsIsFewPolls(t *testing.T) {
 	uri := storetest.Postgres(t)
 	proxy := pgtest.NewProxy(t, uri)

@@ -217,7 +217,7 @@ func TestALongHandshakeEnds(t *testing.T) {
 	}
 }
 
-// The bound holds inside of TLS too.
+// The bound on frames holds for a connection with TLS too.
 func TestGuardInsideTLS(t *testing.T) {
 	t.Parallel()
 	creds := guardedTLS(t).Clone()
@@ -240,7 +240,7 @@ func TestGuardInsideTLS(t *testing.T) {
 	}
 }
 
-// A request counts from its headers until its answer, and until the end of its context if
+// A request takes a place from its headers until its answer, or until the end of its context if
 // no handler runs.
 func TestRequestsGiveTheirPlacesBack(t *testing.T) {
 	t.Parallel()

@@ -58,7 +58,7 @@ func TestAllRead(t *testing.T) {
 	}
 }
 
-// A stream that the server ends counts no longer.
+// The gate stops counting a stream that the server has ended.
 func TestAllReadAfterAnAnswer(t *testing.T) {
 	t.Parallel()
 	_, c, _ := direct(t, "192.0.2.1")
@@ -143,7 +143,7 @@ func BenchmarkCall(b *testing.B) {
 	heads := []head{{http2.FrameHeaders, http2.FlagHeadersEndStream, 1}}
 	b.ReportAllocs()
 	for b.Loop() {
-		call, cancel := context.WithCancel(ctx) // as gRPC does
+		call, cancel := context.WithCancel(ctx) // gRPC also gives each call a context of its own
 		if err := c.heard(heads, true); err != nil {
 			b.Fatal(err)
 		}

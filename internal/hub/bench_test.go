@@ -10,7 +10,7 @@ import (
 // drain reads up to the heartbeat behind a snapshot.
 func drain(b *testing.B, s *source, at []byte) (resume []byte, sent, largest int) {
 	ctx := b.Context()
-	w, err := s.Watch(ctx, hub.Peer{Name: rand.Text()}, at) // a turn of one peer has a least length
+	w, err := s.Watch(ctx, hub.Peer{Name: rand.Text()}, at) // each stream has a peer of its own: snapshots to one peer have a least distance
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func BenchmarkWatch(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				w, err := s.Watch(ctx, hub.Peer{Name: rand.Text()}, from) // a turn of one peer has a least length
+				w, err := s.Watch(ctx, hub.Peer{Name: rand.Text()}, from) // each stream has a peer of its own: snapshots to one peer have a least distance
 				if err != nil {
 					b.Fatal(err)
 				}

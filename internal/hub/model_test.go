@@ -61,9 +61,9 @@ func (c *client) leave() {
 	c.w = nil
 }
 
-// In random runs, with clients that come and go, a client that has read every message
-// knows every session that the history has ended, and never receives an older trust
-// state. Only a snapshot has the revocations of a history that a fork has replaced.
+// In random runs, with clients that come and go, a client that has read every message knows
+// every session that the history has ended, and never receives an older trust state. After a
+// fork, only a snapshot brings the revocations of the replaced history.
 func TestClientsMissNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, lifetime, ids := newSource(), time.Minute, 0

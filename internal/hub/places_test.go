@@ -84,7 +84,7 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 	})
 }
 
-// A watcher that waits for its turn loses its place like any other.
+// A watcher that waits for its turn to get a snapshot can lose its place like any other watcher.
 func TestAWatcherInTheQueueGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
@@ -128,8 +128,9 @@ func TestAWatcherInTheQueueGivesWay(t *testing.T) {
 	})
 }
 
-// A resume token counts if it names an event of the history: such a watcher takes a place
-// of strangers, also at the bound of its own peer.
+// A resume token counts as a proof if it names an event of the history: a watcher with such a
+// token takes the place of a stranger, even if the watcher's own peer already holds as many
+// places as allowed.
 func TestAGoodResumeIsNoStranger(t *testing.T) {
 	s, good := known(t, "one")
 	_, atStart := opening(t, watch(t, newSource(), nil))

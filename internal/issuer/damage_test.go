@@ -86,8 +86,8 @@ func replaceAll(t *testing.T, k *issuer.Keyring) (issuer.Key, error) {
 	return k.ReplaceAll(t.Context(), func() (audit.Event, error) { return audit.Event{Type: audit.DatastoreRestored}, nil })
 }
 
-// Each replacement of all keys takes back every delegated token of before, as a withdrawal does, and
-// a rotation does not.
+// Each replacement of all keys takes back every earlier delegated token, as a withdrawal does,
+// and a rotation does not.
 func TestReplaceAllEndsDelegatedTokens(t *testing.T) {
 	k, s, _ := ring(t)
 	moment := func() (at time.Time) {
@@ -140,7 +140,8 @@ func TestEveryRowWasDeletedByHand(t *testing.T) {
 	rotate(t, k, "")
 }
 
-// Before the first start, ReplaceAll makes no keys: their tags would be of no database.
+// Before the first start, ReplaceAll makes no keys: a key's tag names the database, which has no
+// id yet.
 func TestReplaceAllBeforeTheFirstStart(t *testing.T) {
 	s := storetest.Open(t, "sqlite:"+filepath.Join(t.TempDir(), "i.db"))
 	master, err := seal.Create(filepath.Join(t.TempDir(), "master"))

@@ -19,8 +19,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Ten replicas that do the same at once leave what one would: one pair of keys on
-// an empty database, one rotation that is under way, one key that signs next.
+// If ten replicas do the same at once, the result is that of one replica: one pair of keys on an
+// empty database, one rotation in progress, one key that signs next.
 func TestTenReplicasAtOnce(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
 		uri := new(t)

@@ -181,8 +181,8 @@ func TestMintForATransactionBeforeTheWithdrawal(t *testing.T) {
 	})
 }
 
-// Keys published at one instant have no order in time, so the algorithm must not come from
-// the newest row.
+// Keys that were published at the same instant have no order in time, so a rotation must not
+// take the algorithm from the newest row.
 func TestRotateKeepsTheAlgorithm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, s, _ := ring(t)
@@ -329,9 +329,9 @@ func TestRotationsAtOneInstant(t *testing.T) {
 	}
 }
 
-// Whatever is done in whatever order: one key signs at any moment, one signs
-// next, a key signs only when every cache knows it (unless one leaked), and what
-// it signed passes for as long as it lives.
+// After any sequence of rotations and withdrawals, one key signs at any moment, one signs next,
+// a key signs only when every cache knows it (unless one leaked), and what it signed passes for
+// as long as it lives.
 func TestTheChainHasNoGaps(t *testing.T) {
 	dir := t.TempDir()
 	n := 0
@@ -420,8 +420,8 @@ func TestAKeyIsRemovedByTicks(t *testing.T) {
 	})
 }
 
-// Replicas that all look at their clocks make one rotation a life, and each key
-// is known to every cache before it signs.
+// Replicas that all look at their clocks make one rotation in each lifetime of a key, and each
+// key is known to every cache before it signs.
 func TestRotateOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, s, _ := ring(t)
@@ -481,9 +481,9 @@ func TestReseal(t *testing.T) {
 	rotate(t, k, "")
 }
 
-// A rotation made while the clock was ahead is brought back by rotating again, once or several
-// of them, and also the first key of all. In between and afterwards one key signs, and later
-// rotations work.
+// If the clock was ahead at the first start, or at one or several rotations, keys begin to sign
+// in the future. After the clock is right again, a further rotation corrects this. At every time
+// one key signs, and later rotations work.
 func TestARotationInTheWrongTime(t *testing.T) {
 	const day = 24 * time.Hour
 	for name, ahead := range map[string]int{"first start": 0, "one rotation": 1, "three rotations": 3} {
@@ -498,7 +498,7 @@ func TestARotationInTheWrongTime(t *testing.T) {
 				// The clock of a bubble cannot be set back: the keys are set ahead instead.
 				const set = 10 * day
 				err := k.EditRows(t.Context(), func(row *store.SigningKey) {
-					right := ahead > 0 && row.SignsFrom.Equal(began) // began to sign in the right time
+					right := ahead > 0 && row.SignsFrom.Equal(began) // the key began to sign before the clock was set ahead
 					for _, at := range []*time.Time{&row.SignsFrom, &row.SignsUntil, &row.VerifiesUntil} {
 						if !at.IsZero() && !(right && at == &row.SignsFrom) {
 							*at = at.Add(set)

@@ -79,7 +79,7 @@ func (w *wired) writes() (sent []string) {
 			switch {
 			case strings.HasPrefix(s.SQL, "BEGIN"):
 				writing[trip.Conn] = !strings.Contains(s.SQL, "READ ONLY")
-			case strings.Contains(s.SQL, "_timestamp()"): // the settings, and the time
+			case strings.Contains(s.SQL, "_timestamp()"): // leaves out the statements that read the settings and the time
 			case writing[trip.Conn]:
 				sent = append(sent, s.SQL)
 			}
@@ -96,8 +96,8 @@ func (w *wired) changes(t *testing.T) map[string]func(by caller.Caller) error {
 	}
 }
 
-// The lock is taken before anything is read that the change depends on, and a caller
-// without rights causes no statement after the one that shows it.
+// A change of the keys takes the lock before the transaction reads anything that the change
+// depends on. If the caller has no rights, no statement follows the statement that shows this.
 func TestTheLockComesFirst(t *testing.T) {
 	w := wireUp(t)
 	for name, change := range w.changes(t) {

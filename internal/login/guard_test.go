@@ -92,8 +92,8 @@ func (g guarded) repeat(t *testing.T, n int, name user.Name, previous string) (a
 
 const wrong = "a wrong password"
 
-// After the free tries, every other try has to wait, from any address. An unknown name and the
-// name of a service account get the same answers in the same sequence.
+// After the free tries at one username, every further try has to wait, from any address. An
+// unknown name and the name of a service account get the same answers in the same sequence.
 func TestGuessesAtOneName(t *testing.T) {
 	t.Parallel()
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
@@ -111,8 +111,8 @@ func TestGuessesAtOneName(t *testing.T) {
 	})
 }
 
-// A known device gets in at once, whatever others guess, and is delayed by its own wrong
-// passwords alone.
+// A login from a known device succeeds at once, however many passwords others guess, and only
+// the wrong passwords of the device itself delay the device.
 func TestKnownDevice(t *testing.T) {
 	t.Parallel()
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
@@ -147,9 +147,10 @@ func TestKnownDevice(t *testing.T) {
 	})
 }
 
-// While a thief spends the count of a device with the owner's token, the owner gets in by the
-// count of the username, and with another device. When both counts are spent, the token
-// gets a promise for each network.
+// A thief with an earlier refresh token of the owner uses up the free tries of the owner's
+// device. The owner still logs in by the free tries of the username, and from another device.
+// When the tries of the device and of the username are used up, each network with the token is
+// promised a time for its next try.
 func TestStolenDevice(t *testing.T) {
 	t.Parallel()
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
@@ -178,8 +179,8 @@ func TestStolenDevice(t *testing.T) {
 	})
 }
 
-// While every time of the username is promised to others, the owner on a known device gets a
-// promise of the device.
+// While every time for a try at the username is promised to other clients, the owner on a known
+// device is promised a time of the device.
 func TestPromiseOfADevice(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { // the clock stands still
@@ -309,8 +310,9 @@ func TestGuessesFromOneSource(t *testing.T) {
 	}
 }
 
-// A guess that the database cannot count shows nothing: the source is not counted either, and
-// until the database counts again, no guess is compared.
+// If the database cannot count a wrong guess, the client does not learn that the guess was
+// wrong: the count of the source stays as it is, and no guess is compared until the database
+// counts again.
 func TestGuessesThatCannotBeCounted(t *testing.T) {
 	t.Parallel()
 	w := sessiontest.New(t)
@@ -356,7 +358,7 @@ func TestRightPasswordsAreNotCounted(t *testing.T) {
 	}
 }
 
-// A refused try costs one read, and a wrong password one write.
+// A refused try costs one read of the database, and a wrong password costs one write.
 func TestCostOfGuesses(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	g := guard(t, w, 100, 0)

@@ -133,7 +133,8 @@ func TestALoginThatIsCutIsUncertain(t *testing.T) {
 	}
 }
 
-// What a login sends to the database.
+// TestStatementsAndRoundTrips lists the statements and round trips that a login sends to the
+// database.
 func TestStatementsAndRoundTrips(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	count := sessiontest.Count(proxy)

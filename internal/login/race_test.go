@@ -86,8 +86,8 @@ func sequences(letters string, n int) (all []string) {
 	return all
 }
 
-// Login (with a new hash), ChangePassword, SetPassword and disabling all read before any
-// of them writes. Then they write one after the other, in every order.
+// Login (with a new hash), ChangePassword, SetPassword and disabling all read the user before
+// any of the calls writes. Then the calls write one after the other, in every order.
 func TestWhatWasReadBeforeAHashIsCheckedAfterIt(t *testing.T) {
 	for _, order := range append(sequences("LCSTD", 2), sequences("LCSD", 4)...) {
 		t.Run("order "+order, func(t *testing.T) {
@@ -204,8 +204,8 @@ type change struct {
 	err        error
 }
 
-// Everything at once, many times: exactly one password stands, the one that was set last,
-// and only sessions that it opened are alive.
+// Logins and changes of the password run at once, many times: at the end exactly one password
+// works, the password that was set last, and only sessions begun with this password are live.
 func TestPasswordsUnderRace(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, kit *sessiontest.World) {
 		w := world{kit}

@@ -124,8 +124,8 @@ func BenchmarkReadList(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/password")
 }
 
-// The check of the parts is bounded: a password as long as isFewParts looks at takes less
-// than a hash.
+// The check of the parts is bounded: a password of the greatest length that isFewParts looks at
+// takes less time than a hash.
 func BenchmarkCheck(b *testing.B) {
 	for name, text := range map[string]string{
 		"ordinary": "correct horse battery staple", "worst": strings.Repeat("ab1", 21) + "x", "longest": strings.Repeat("ab", MaxLength/2-1) + "xy",

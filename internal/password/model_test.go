@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The pool keeps its promises under any sequence of calls. The model knows the state of
-// each turn and nothing about the order.
+// The pool keeps its promises under any sequence of calls. The model knows the state of each
+// turn (a call's way through the queue), and nothing about the order of the turns.
 func TestPoolAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := Config{Params: cheap, Parallel: rapid.IntRange(1, 3).Draw(t, "parallel"), Queue: rapid.IntRange(1, 6).Draw(t, "queue")}

@@ -178,8 +178,8 @@ func TestPeersTakeTurns(t *testing.T) {
 	})
 }
 
-// A newcomer gets the place of the newest turn of the heaviest peer. The turn that runs
-// keeps its slot.
+// If the queue is full, a newcomer gets the place of the newest turn of the peer with most
+// turns. A turn that runs a hash keeps its slot.
 func TestNewcomerTakesAPlaceOfTheHeaviestPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 4, Reserved: -1})
@@ -284,8 +284,8 @@ func TestReservedPlaces(t *testing.T) {
 	})
 }
 
-// Admins take reserved places first, and have no more than their share of the others: two
-// turns of a signed-in user count as one of a network.
+// Admins take reserved places first, and have no more than their share of the other places: two
+// turns of a signed-in user count as one turn of a network.
 func TestAdminsKeepNoOtherCallerOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 4, Reserved: 1})
@@ -344,8 +344,8 @@ func (c *crowd) within(timeout time.Duration, caller Caller, name string) {
 	c.arrive(ctx, caller, name)
 }
 
-// A hash that cannot end before the caller's deadline is not begun. The estimate counts the
-// turns of the other peers by their turns before the caller's.
+// A hash that cannot end before the caller's deadline is not begun. For the estimate, the pool
+// counts the turns of other peers that come before the caller's turn.
 func TestDeadlineThatCannotBeMet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 100})
@@ -377,8 +377,8 @@ func TestLateNewcomerDisplacesNoOne(t *testing.T) {
 	})
 }
 
-// The hashes before a caller took longer than estimated. The caller is refused while the
-// refusal can still arrive.
+// The hashes before a caller's turn took longer than estimated. The pool refuses the caller
+// early enough, so that the refusal arrives before the caller's deadline.
 func TestDeadlineInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 2})
@@ -399,7 +399,8 @@ func TestDeadlineInTheQueue(t *testing.T) {
 	})
 }
 
-// A turn with a slot begins no second hash that cannot end in time, while others wait.
+// While other callers wait, a turn with a slot begins no second hash that cannot end before the
+// caller's deadline.
 func TestDeadlineBeforeTheSecondHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 2})
@@ -518,8 +519,9 @@ func testNeverMoreThan(t *testing.T, parallel int) {
 	expectEmpty(t, pool)
 }
 
-// With as many attacking networks as places, each with one login, a login of another network
-// gets a place: if the network is known, and at a tie of strangers by its lot.
+// There are as many attacking networks as places in the queue, each with one login. A login of
+// another network gets a place: always if the network is known, and otherwise if the network
+// draws a greater lot.
 func TestNewcomerAtATie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		known := share.NewKnown(10)

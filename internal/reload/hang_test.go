@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A read that hangs, as of a network drive that is away, holds up neither the end of Run nor of
-// Now, nor Status, and the log says so.
+// If reading a file hangs, as on a network drive that is away, Status and the ends of Run and
+// Now are not delayed, and the log names the file.
 func TestAReadThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "file")

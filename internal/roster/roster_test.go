@@ -77,8 +77,9 @@ func describe(list *List) string {
 	return strings.Join(lines, "; ")
 }
 
-// A report at another replica counts for the stream of the same watcher: the same id and the
-// same certificate. Of two streams of a watcher, at any replicas, the newer one is listed.
+// A watcher's report that arrives at another replica belongs to the stream of the same watcher:
+// the same id and the same certificate. Of two streams of a watcher, at any replicas, the newer
+// one is listed.
 func TestReportsAtAnotherReplica(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
 		uri := new(t)
@@ -126,8 +127,8 @@ func TestReportsAtAnotherReplica(t *testing.T) {
 	})
 }
 
-// A process without a hub, as a command on the database, asks and is no replica. A row that
-// cannot be read is one of a replica that does not answer.
+// A process without a hub, such as a command on the database, asks the replicas and is not
+// listed as a replica. A row that cannot be read is listed as a replica that does not answer.
 func TestAskFromACommand(t *testing.T) {
 	uri := storetest.SQLite(t)
 	replica, _ := run(t, uri, "replica")
@@ -197,8 +198,8 @@ func TestAStopDeletesTheRowOfAKilledPredecessor(t *testing.T) {
 	})
 }
 
-// A row counts as one of a replica that has ended when another process writes for the same
-// address, or after a quarter of an hour.
+// A replica's row is taken for the row of an ended replica when another process writes for the
+// same address, or after a quarter of an hour.
 func TestRowsOfEndedReplicas(t *testing.T) {
 	now := time.Now()
 	row := func(id int64, address string, age time.Duration) *store.Replica {
@@ -214,8 +215,9 @@ func TestRowsOfEndedReplicas(t *testing.T) {
 	}
 }
 
-// At rest the roster of a replica reads nothing, and writes its row once a minute, whatever its
-// watchers do. After the last question, the roster comes to rest again.
+// At rest the roster of a replica, its list of watchers, reads nothing from the database, and
+// writes its row once a minute, whatever the watchers do. Some time after the last call of
+// ListWatchers, the roster comes to rest again.
 func TestARosterAtRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, stop := run(t, "sqlite:"+filepath.Join(t.TempDir(), "r.db"), "one")

@@ -100,8 +100,8 @@ func mint(t *testing.T, i *issuer.Issuer, session string) string {
 	return raw
 }
 
-// A withdrawn key stays withdrawn for a verifier that goes on at a replica which
-// has lost the database before it heard of that.
+// A verifier that knows of a key's withdrawal connects to a replica that lost the database
+// before it learned of the withdrawal. The key stays withdrawn for the verifier.
 func TestAReplicaThatIsBehindUndoesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := install(t)

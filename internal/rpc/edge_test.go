@@ -19,9 +19,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// The record of a call that the verifier has refused names the caller: of a delegated token the
-// service that called, and the user in whose name. The edge does not verify the token again: here
-// the session ends between the refusal and the record, and a second judgement would know no caller.
+// The record of a call that the verifier has refused names the caller: for a delegated token,
+// the record names the service that called and the user in whose name it called. The edge does
+// not verify the token again: here the session ends between the refusal and the record, and a
+// second judgement would know no caller.
 func TestTheRecordOfARefusedCallNamesTheCallerWithoutASecondVerification(t *testing.T) {
 	alice := authntest.User{ID: "alice-id", Name: "alice", SessionID: "alice-session", Audience: []string{"watchword"}}
 	delegated := alice

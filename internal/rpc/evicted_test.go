@@ -36,8 +36,8 @@ func (tr *trust) fillUp(t *testing.T) {
 	}
 }
 
-// A client that loses its place is told so at once, also if the client reads nothing and
-// the server waits for it.
+// A client that loses its place for a stream gets the error at once, even if the client reads
+// nothing and the server waits for the client to read.
 func TestAWatcherThatReadsNothingGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := serveTrust(t, many)
@@ -53,7 +53,8 @@ func TestAWatcherThatReadsNothingGivesWay(t *testing.T) {
 	})
 }
 
-// A verifier that loses its place resumes at another, and misses no revocation.
+// A verifier that loses its place for a stream resumes at another replica, and misses no
+// revocation.
 func TestAVerifierThatLosesItsPlaceMissesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := install(t)

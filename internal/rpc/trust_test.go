@@ -259,7 +259,8 @@ func TestAWatcherThatReadsSlowlyIsServed(t *testing.T) {
 	})
 }
 
-// A peer of IPv6 has a network of addresses, and would have its places as often.
+// An IPv6 client has a whole network of addresses: without the rule, the client would get the
+// places of a peer for each address.
 func TestTheAddressesOfOneNetworkShareTheirPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := serveTrust(t, 1)

@@ -193,7 +193,8 @@ func TestRevokedComesBeforeStale(t *testing.T) {
 	wants(t, "its refresh", h.refresh(t, a.GetRefreshToken()), "SESSION_REVOKED")
 }
 
-// A new password, deleting, and reuse are known at once too.
+// Sessions ended by a new password, by deleting the user, or by a reused refresh token are
+// refused at once too.
 func TestOtherEndsAreKnownAtOnce(t *testing.T) {
 	h := shared(t)
 	a := h.make(t)
@@ -226,7 +227,7 @@ func TestOtherEndsAreKnownAtOnce(t *testing.T) {
 	_, err := h.users.DeleteUser(h.admin.as(t.Context()), &watchwordv1.DeleteUserRequest{Id: a.id})
 	refusedBy(t, err, "USER_NOT_FOUND", "")
 
-	// The name is free again, and another user gets it.
+	// The name of the deleted user is free, and another user gets the name.
 	again := &account{name: a.name, password: a.password}
 	if _, err := h.users.CreateUser(h.admin.as(t.Context()), &watchwordv1.CreateUserRequest{Username: a.name, Password: a.password}); err != nil {
 		t.Fatal(err)

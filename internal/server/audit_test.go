@@ -247,8 +247,8 @@ func TestProbingOfSessionsIsOnRecord(t *testing.T) {
 	}, func() string { return strings.Join(got, "\n") + "\nwant:\n" + strings.Join(want, "\n") })
 }
 
-// Strangers leave a bounded number of records and log lines, however often they
-// call, and from wherever.
+// Strangers leave a bounded number of records and log lines, however often they call, and from
+// whatever addresses.
 func TestStrangersCannotFillTheDisk(t *testing.T) {
 	h := start(t, func(c *server.Config) { c.AuditTTL = time.Hour })
 	size := func() int { return len(h.events(t, &watchwordv1.ListEventsRequest{PageSize: 1000})) }

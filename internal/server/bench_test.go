@@ -121,8 +121,8 @@ func dialBench(b *testing.B, addr string) *grpc.ClientConn {
 	return conn
 }
 
-// BenchmarkLogin is logins over loopback, as many at a time as the pool hashes,
-// beside argon2id by itself.
+// BenchmarkLogin measures logins over loopback, as many at a time as the pool hashes, beside
+// argon2id alone.
 func BenchmarkLogin(b *testing.B) {
 	auth, adminPassword, database := serveBench(b)
 	assertParameters(b, database)

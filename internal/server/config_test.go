@@ -104,7 +104,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// All mistakes are named at once, and nothing is opened.
+// New names all mistakes of a configuration in one error, and opens nothing.
 func TestValidateComesFirst(t *testing.T) {
 	folder := t.TempDir()
 	cfg := config(folder)
@@ -160,7 +160,7 @@ func TestNewFails(t *testing.T) {
 	}
 }
 
-// A second start keeps everything, and announces no password.
+// A second start keeps users, sessions and keys, and prints no password.
 func TestRestart(t *testing.T) {
 	folder := t.TempDir()
 	h, err := launch(folder)

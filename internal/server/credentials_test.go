@@ -33,7 +33,8 @@ func (h *harness) dialCarrying(t *testing.T, source *tokensource.Source, err err
 	return conn
 }
 
-// A caller's day: nothing that happens to its user takes a second call.
+// TestCredentials changes the caller's user in every way, as in a day of use: each call of the
+// caller succeeds the first time, because the token source renews the token.
 func TestCredentials(t *testing.T) {
 	h := shared(t)
 	a := h.make(t, "reader")

@@ -370,8 +370,8 @@ func TestForgedAssertions(t *testing.T) {
 	}
 }
 
-// What an admin changes counts from the next call on: an issuer that is removed, or that gets
-// other keys, also if another process changes the database.
+// A change of an issuer by an admin takes effect with the next call: an issuer that is removed,
+// or that gets other keys, also if another process changes the database.
 func TestChangedIssuersCountAtOnce(t *testing.T) {
 	h := start(t, func(c *server.Config) { c.Issuer = thisServer })
 	f := newForeign(t, "ci", "https://ci.test", "ES256")

@@ -219,7 +219,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// A server that stops sends its watchers away, and leaves nothing running.
+// A server that stops ends the streams of its watchers, and leaves no goroutine running.
 func TestStopWithWatchers(t *testing.T) {
 	const drain = time.Minute
 	h, err := launch(t.TempDir(), func(c *server.Config) { c.DrainTimeout = drain })

@@ -74,7 +74,7 @@ func undecodable(m method) []wrong {
 	return rows
 }
 
-// A token is good as a whole or not at all.
+// A token with one changed, missing or added character, at any position, is refused.
 func TestTokensAreRefusedAtEveryPosition(t *testing.T) {
 	h := start(t)
 	a := h.make(t)
@@ -148,14 +148,15 @@ func badTokens(t *testing.T, h *harness) []badToken {
 	}
 }
 
-// Roles, audience and all the rest come from the signature alone, and a good
-// one passes: the bad ones above are bad for what they say.
+// The server takes the roles, the audience and all other claims of a signed token as they are.
+// This good token passes, so the bad tokens above are refused for their claims.
 func TestGoodTokenOfTheSameMaking(t *testing.T) {
 	h := shared(t)
 	wants(t, "as the server makes them", h.verify(t, sign(t, h.signer(t), h.claims(t, h.admin))), "ok")
 }
 
-// What a caller's token lacks is judged again by the rows.
+// A signed token can name a session that never was: a method that changes the database checks
+// the session's row, and refuses the token.
 func TestTokenOfASessionThatNeverWas(t *testing.T) {
 	h := start(t)
 	c := h.claims(t, h.admin)

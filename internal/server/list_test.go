@@ -101,8 +101,8 @@ func TestListUsers(t *testing.T) {
 	refusedBy(t, err, "USER_NOT_FOUND", "")
 }
 
-// ListSessions lists the live sessions, the newest first. A page may be short: a session
-// past its lifetime takes a place in its page, and is left out.
+// ListSessions lists the live sessions, the newest first. A page may be short: a session past
+// its lifetime is counted for the size of its page, and is left out.
 func TestListSessions(t *testing.T) {
 	h := shared(t)
 	a, b := h.make(t), h.make(t)
@@ -203,7 +203,7 @@ func TestRevokeSessionOfAnother(t *testing.T) {
 	refusedBy(t, revoke(second, a.GetSessionId()), "SESSION_NOT_FOUND", "")
 }
 
-// What a session tells about its last refresh is the hour: with the precise time, a thief
+// ListSessions tells only the hour of a session's last refresh: with the precise time, a thief
 // with a copy of the refresh token would know when to follow.
 func TestASessionTellsOnlyTheHourOfItsRefresh(t *testing.T) {
 	h := shared(t)

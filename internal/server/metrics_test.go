@@ -182,8 +182,8 @@ func awaitMessage(t *testing.T, stream watchwordv1.TrustService_WatchBundleClien
 	}
 }
 
-// Every series moves when the thing happens that it tells of. Clients that make names up add no
-// series.
+// The value of every series changes when the counted event happens. Clients that make names up
+// add no series.
 func TestMetricsMove(t *testing.T) {
 	h := start(t, func(c *server.Config) {
 		c.MaxConnections, c.ThrottleFreeTries, c.RefreshRepeats, c.JWKSMaxAge = 16, 3, 1, 0

@@ -43,7 +43,7 @@ func TestOverload(t *testing.T) {
 		for range enough {
 			<-answered
 		}
-		giveUp() // and waits for no more of the queue
+		giveUp() // giveUp ends the logins that still wait in the queue for hashes
 		tasks.Wait()
 	})
 	var refused, hashed []time.Duration
@@ -120,8 +120,8 @@ func TestCallersWhoGiveUp(t *testing.T) {
 	}
 }
 
-// Through the whole server, as its clients see it: after the last acknowledged
-// change of a password it alone logs in, and what was before is dead.
+// Tested through the whole server: after the last acknowledged change of a password, only the
+// password of this change logs in, and the earlier passwords and sessions are refused.
 func TestPasswordsUnderRace(t *testing.T) {
 	h := start(t)
 	a := h.make(t)

@@ -8,8 +8,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 )
 
-// One user's calls cannot take the server: while 64 of them run or wait, because no write
-// comes through, further ones are refused, and the calls of another user are answered.
+// One user's calls leave the server free for other users: while 64 calls of the user run or wait
+// for a blocked database, further calls of the user are refused, and the calls of another user
+// are answered.
 func TestOneUsersCallsLeaveRoom(t *testing.T) {
 	h := start(t)
 	a, b := h.make(t), h.make(t)

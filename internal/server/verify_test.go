@@ -129,7 +129,7 @@ func TestEveryChangeIsRefused(t *testing.T) {
 			wants(t, alg, outcome(err), "ok")
 			n := 0
 			for raw := range tokentest.Changes(good) {
-				if n++; n%31 != 0 { // each place has 67 changes, so this visits every place
+				if n++; n%31 != 0 { // a character of the token has 67 changes, so this visits every character
 					continue
 				}
 				_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: raw})

@@ -171,7 +171,8 @@ func TestAStreamTellsOfDeletedEvents(t *testing.T) {
 	})
 }
 
-// Streams have places, and an admin with many streams leaves places to another admin.
+// The number of streams of WatchEvents is bounded: when all are taken, an admin with many
+// streams loses one to another admin.
 func TestStreamsOfEventsAreBounded(t *testing.T) {
 	h := start(t)
 	var streams []*eventReader

@@ -84,10 +84,10 @@ func drawWait(t *rapid.T) time.Duration {
 		rapid.Just(int64(time.Hour))).Draw(t, "wait"))
 }
 
-// Without a limit of repeats, a client that is alone and honest is refused in one case only:
-// the client has the answer of a later request, and an abandoned request arrives when its
-// token was spent more than the grace ago. The grace runs from the spending, also if that
-// answer was lost: a grace from the answer could be kept open by retries.
+// Without a limit of repeats, a client that uses its session alone and honestly is refused in
+// one case only: the client has the answer of a later request, and an abandoned request arrives
+// after the grace period of its token. The grace period runs from the first use of the token,
+// even if the answer was lost: retries could keep open a grace period that runs from an answer.
 func TestHonestClientAloneIsNeverRefused(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type request struct {
@@ -133,7 +133,7 @@ func TestHonestClientAloneIsNeverRefused(t *testing.T) {
 				r := lingering[i]
 				lingering = append(lingering[:i:i], lingering[i+1:]...)
 				if r.answered && h.now.Sub(spent[r.token]) >= grace {
-					continue // the exception
+					continue // the one exception of the test's comment
 				}
 				if _, v := present(r.token); v == reused {
 					t.Fatalf("refused a request that lingered with %d: %+v at %v", r.token, h.g, h.now)
@@ -187,7 +187,8 @@ func TestTheftIsFound(t *testing.T) {
 	})
 }
 
-// Nothing that was spent more than two graces ago counts as spent within it.
+// A refresh token that was used longer ago than two grace periods is never treated as used
+// within the grace period.
 func TestGraceIsBounded(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHistory()

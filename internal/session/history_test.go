@@ -52,8 +52,8 @@ type history struct {
 	minted  []*session.Tokens
 	lingers []*linger
 	spent   map[string]time.Time // refresh tokens: when each was spent, or retried late
-	next    map[string]string    // the successor that each got last
-	dead    map[string]bool      // successors in whose place there is another
+	next    map[string]string    // token → the successor that the newest answer gave
+	dead    map[string]bool      // lost successors: another token took their place
 	tainted bool                 // a request that the owner gave up has arrived too late
 	ended   bool
 	born    time.Time
@@ -63,7 +63,7 @@ type history struct {
 // linger is a request that the owner gave up and that has not arrived.
 type linger struct {
 	token     string
-	overtaken bool // a later one was answered
+	overtaken bool // a refresh that began later was answered before
 }
 
 // afterGrace is when a token certainly counts as spent before the grace: spans of
@@ -207,7 +207,7 @@ func (h *history) end() {
 	}
 }
 
-// Random histories of one session against the model, on the real code, with a
+// Random histories of one session must give the results of the model: on the real code, with a
 // real database and the real verifier.
 func TestHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
@@ -234,7 +234,7 @@ func TestHistories(t *testing.T) {
 // step is one thing that happens, if it can; chance decides what is open in it.
 type step struct {
 	What   string
-	Lost   bool // the answer
+	Lost   bool // the answer of this step gets lost
 	Wait   time.Duration
 	Chance int
 }
@@ -271,8 +271,8 @@ func (h *history) step(t *testing.T, s step) {
 		h.lingers = append(h.lingers, &linger{token: h.owner.held})
 	case s.What == "arrive" && len(h.lingers) > 0:
 		h.arrive()
-	case s.What == "steal" && h.thief == nil: // the newest token, or one from before
-		token := h.minted[max(0, len(h.minted)-1-s.Chance%4)].Refresh // one that got lost, too
+	case s.What == "steal" && h.thief == nil: // steals the newest token, or an earlier one
+		token := h.minted[max(0, len(h.minted)-1-s.Chance%4)].Refresh // a token from an answer that got lost can be stolen too
 		h.thief = &party{name: "thief", held: token, last: time.Now()}
 		h.owner.received, h.owner.met = false, false
 	case s.What == "wait":

@@ -159,7 +159,8 @@ func head(t *testing.T, w *sessiontest.World) (seq int64) {
 	return seq
 }
 
-// The place in a page token is what the page before ended with, or refused.
+// The place in a page token says after which session the next page begins: a formatted place is
+// parsed to the same place, and any other text is refused.
 func TestPlaces(t *testing.T) {
 	place := store.SessionPlace{BornVersion: 1790000000, CreatedAt: time.UnixMicro(1790000000123456).UTC(), ID: "AbCd-_0123456789"}
 	for _, p := range []store.SessionPlace{place, {}} {
@@ -199,7 +200,7 @@ func TestRowsOfOneUserAreBounded(t *testing.T) {
 		const most, ended = 3, 100 // the rows of ended sessions that a user has at least
 		_, logins := w.Bounded(t, most)
 		var all []*session.Tokens
-		for range ended + most + 20 { // each ends the oldest one
+		for range ended + most + 20 { // each login ends the user's oldest session
 			all = append(all, logIn(t, logins))
 		}
 		count := func() (n int) {
@@ -219,7 +220,7 @@ func TestRowsOfOneUserAreBounded(t *testing.T) {
 		w.Refused(t, all[0].Refresh, session.ErrRefreshExpired)
 		w.Refused(t, all[30].Refresh, session.ErrRevoked)
 		w.Refresh(t, all[len(all)-1].Refresh)
-		for range ended + 20 { // each ends all sessions
+		for range ended + 20 { // each call ends all sessions of the user
 			if err := w.Sessions.RevokeAll(t.Context(), caller.AtCommandLine, w.Alice.ID); err != nil {
 				t.Fatal(err)
 			}

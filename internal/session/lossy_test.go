@@ -85,8 +85,9 @@ func TestALossyNetworkLogsNobodyOut(t *testing.T) {
 	})
 }
 
-// With a thief beside it, the theft is found each time: at the latest when the
-// second of the two has come back after the grace and the first asks again.
+// If a thief shares the session of a client with a bad network, the theft is found each time: at
+// the latest when the second party has come back after the grace period and the first party
+// refreshes again.
 func TestTheftIsFoundEachTime(t *testing.T) {
 	thefts := 100
 	if testing.Short() {
@@ -105,7 +106,7 @@ func TestTheftIsFoundEachTime(t *testing.T) {
 				if err != nil {
 					t.Fatalf("before the theft: %v", err)
 				}
-				if n.rand.IntN(3) > 0 { // the newest, or one from before
+				if n.rand.IntN(3) > 0 { // the thief takes the newest token, or keeps an earlier one
 					stolen = tokens.Refresh
 				}
 				owner = tokens.Refresh

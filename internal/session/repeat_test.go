@@ -7,8 +7,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A repeat counts once for its generation, a generation without a repeat ends the run, and
-// above the limit a repeat ends the session.
+// A repeat (the second use of one refresh token) counts once for its generation, the number of
+// the token, a generation without a repeat ends the run, and above the limit a repeat ends the
+// session.
 func TestRun(t *testing.T) {
 	type step struct {
 		wait    time.Duration
@@ -75,7 +76,7 @@ func TestRepeatsInEachOfTheLastGenerations(t *testing.T) {
 // pair is the owner of a session and a thief with a copy of the owner's refresh token.
 type pair struct {
 	*history
-	tokens [2]int64 // the newest that each has received
+	tokens [2]int64 // the newest token of each party
 }
 
 func newPair(t *rapid.T) *pair {
@@ -113,7 +114,8 @@ func TestAFollowingThiefIsFound(t *testing.T) {
 	})
 }
 
-// The same holds if answers are lost, and each party refreshes once in a round.
+// A thief that follows the owner is found within the same number of rounds if answers are lost,
+// and each party refreshes once in a round.
 func TestAFollowingThiefIsFoundInALossyNetwork(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := newPair(t)
@@ -164,7 +166,7 @@ func TestHonestLossEndsFewSessions(t *testing.T) {
 	if ending != DefaultRepeats+1 {
 		t.Fatalf("a repeat in the generation %d in a row ends the session", ending)
 	}
-	for successive, want := range map[int]float64{1: 1 / loss, 2: (1/(loss*loss) - 1) / (1 - loss)} { // known results
+	for successive, want := range map[int]float64{1: 1 / loss, 2: (1/(loss*loss) - 1) / (1 - loss)} { // E(r) in cases with a known result
 		if got := generationsUntil(successive, loss); got < want*0.999999 || got > want*1.000001 {
 			t.Errorf("%v generations until %d with a repeat, want %v", got, successive, want)
 		}

@@ -11,9 +11,9 @@ package session_test
 type runs struct {
 	limit, run int
 	order      map[string]int  // the tokens in the order in which they were first given
-	presented  map[string]bool // and answered
+	presented  map[string]bool // tokens that a client has presented, and the server has answered
 	newest     string
-	repeated   string // the newest token at the last repeat
+	repeated   string // the newest token when the last repeat came
 }
 
 func newRuns(first string) *runs {
@@ -23,7 +23,7 @@ func newRuns(first string) *runs {
 // next returns the length of the run, if a token is presented now and answered.
 func (r *runs) next(token string) int {
 	switch {
-	case !r.presented[token] || r.repeated == r.newest: // no repeat, or one that counts no more
+	case !r.presented[token] || r.repeated == r.newest: // the first use of the token, or a repeat after the newest token had one
 		return r.run
 	case r.order[r.repeated] >= r.order[token]:
 		return r.run + 1

@@ -30,7 +30,8 @@ const (
 	lifetime = sessiontest.Lifetime
 )
 
-// As many callers as a session may have.
+// 64 callers, as many as a session may have at a time, refresh with one token at once, and all
+// get the same new token.
 func TestManyCallersSpendOneToken(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
 		first := w.Login(t)
@@ -123,7 +124,7 @@ func TestSessionsEndByAge(t *testing.T) {
 		if err := w.Sessions.Logout(t.Context(), unused.Refresh); !errors.Is(err, session.ErrRefreshExpired) {
 			t.Fatalf("a pruned session: %v", err)
 		}
-		w.Refused(t, last.Refresh, session.ErrRefreshExpired) // kept: it was used a minute ago
+		w.Refused(t, last.Refresh, session.ErrRefreshExpired) // the row of the session is kept: a refresh used it a minute ago
 	})
 }
 
@@ -248,7 +249,7 @@ func TestAudience(t *testing.T) {
 		if _, err := w.Sessions.Refresh(t.Context(), narrow.Refresh, []string{"internal"}); !errors.Is(err, session.ErrAudience) {
 			t.Fatalf("wider than the login: %v", err)
 		}
-		again := w.Refresh(t, narrow.Refresh) // the refusal spent nothing
+		again := w.Refresh(t, narrow.Refresh) // the refused refresh has not spent the token
 		p, err := w.Verifier.Verify(t.Context(), again.Access)
 		if err != nil || len(p.Audience()) != 1 || p.Audience()[0] != "billing" {
 			t.Fatalf("audience %v, %v", p.Audience(), err)

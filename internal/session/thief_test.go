@@ -23,8 +23,8 @@ func TestAThiefThatFollowsForDaysIsFound(t *testing.T) {
 	})
 }
 
-// The same on each kind of database, without a pause: the owner and the thief take turns
-// at being first.
+// A thief that follows the owner is found on each kind of database, also without a pause between
+// the refreshes. The owner and the thief take turns at being first.
 func TestAThiefThatFollowsIsFoundOnEachEngine(t *testing.T) {
 	const grace = time.Hour // longer than any pause of the machine
 	pause := func() {}
@@ -32,8 +32,8 @@ func TestAThiefThatFollowsIsFoundOnEachEngine(t *testing.T) {
 		func(c *session.Config) { c.Grace = grace })
 }
 
-// follow lets an owner and a thief share a session until the theft is found. The one that
-// comes second makes the repeat.
+// follow lets an owner and a thief share a session until the theft is found. In each generation
+// one of the two refreshes first, and the other repeats the same refresh token.
 func follow(t *testing.T, w *sessiontest.World, grace time.Duration, untilNext, behind func()) {
 	t.Helper()
 	login := w.Login(t)
@@ -89,8 +89,8 @@ func wantRecord(t *testing.T, w *sessiontest.World, sessionID, eventType string,
 	}
 }
 
-// Of session.DefaultRepeats+1 tokens in a row all but one are repeated, twice each, and so on:
-// the session goes on.
+// Of every session.DefaultRepeats+1 tokens in a row, all but one are used two more times: the
+// session continues.
 func TestRepeatsWithAPauseEndNoSession(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
 		token := w.Login(t).Refresh

@@ -53,7 +53,7 @@ func TestOneSessionsCallsLeaveConnections(t *testing.T) {
 			answers <- err
 		})
 	}
-	if err := <-answers; !errors.Is(err, share.ErrNoTurn) { // so as many calls as may wait are there
+	if err := <-answers; !errors.Is(err, share.ErrNoTurn) { // the error shows that as many calls wait as may wait
 		t.Errorf("the first answer is %v, although the row is locked", err)
 	}
 	for blocked() < 2 {
@@ -75,7 +75,7 @@ func TestOneSessionsCallsLeaveConnections(t *testing.T) {
 		switch {
 		case errors.Is(err, share.ErrNoTurn):
 			refused++
-		case err != nil && !errors.Is(err, session.ErrRevoked) && !errors.Is(err, store.ErrUnavailable): // on a slow machine
+		case err != nil && !errors.Is(err, session.ErrRevoked) && !errors.Is(err, store.ErrUnavailable): // these errors come on a slow machine
 			t.Errorf("a call that had its turn: %v", err)
 		}
 	}

@@ -90,7 +90,8 @@ func TestALogoutThatIsCutIsDone(t *testing.T) {
 	}
 }
 
-// What a refresh and a logout send to the database.
+// TestStatementsAndRoundTrips lists the statements and round trips that a refresh and a logout
+// send to the database.
 func TestStatementsAndRoundTrips(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	count := sessiontest.Count(proxy)

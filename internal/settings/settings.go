@@ -336,7 +336,7 @@ func (s *Settings) addRules(err error) {
 		if slices.ContainsFunc(mentioned, func(m []string) bool { return slices.Contains(s.wrong, m[1]) }) {
 			continue
 		}
-		if s.unknown && len(mentioned) == 0 { // such a fault, as of a missing argument, may come from the unknown flag
+		if s.unknown && len(mentioned) == 0 { // an error such as a missing argument may come from the unknown flag
 			continue
 		}
 		s.add(withoutValue(line) + s.From(line))

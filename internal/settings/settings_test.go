@@ -60,7 +60,8 @@ func read(t *testing.T, file string, args ...string) (*commands, *settings.Setti
 	return c, set, set.Read(args)
 }
 
-// Each value has its place, and a file with every value is made of the values in use.
+// The settings know where each value comes from (the command line, a variable or the file), and
+// can print a file with all values in use.
 func TestPlaces(t *testing.T) {
 	t.Setenv("TOOL_MOST", "20")
 	t.Setenv("TOOL_LEVEL", "") // counts as not set

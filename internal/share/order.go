@@ -36,12 +36,12 @@ func Network(addr netip.Addr) string {
 type group struct {
 	pool    *Pool
 	name    string
-	parent  *group            // of a peer, the site; of a site, all sites
-	named   map[string]*group // of the pool: the peers, or the sites, that hold a place
+	parent  *group            // of a peer: its site; of a site: the group of all sites
+	named   map[string]*group // members by name: the peers or sites that hold a place of the pool
 	members order             // the groups with this group as parent; nil for a peer
 	index   int               // the index of this group in parent.members
 
-	strangers, others places // of a peer: the places of strangers, and the other places
+	strangers, others places // of a peer: places taken as a [Stranger], and places taken otherwise
 	known             bool   // true if the group is a peer from which the server has a proof; see [Known]
 	weight            int    // the sum of the weights of all places of the group
 	lot               uint64 // the random number that the group has drawn in this round

@@ -142,8 +142,8 @@ func within(peer string) func(string) bool {
 	return func(other string) bool { return siteOf(other) == siteOf(peer) }
 }
 
-// first returns the peer that gives way first of those with a condition; empty if there is
-// none.
+// first returns the peer, of those for which is holds, that loses a place first; empty if there
+// is none.
 func (m *model) first(is func(peer string) bool, group func(peer string) func(string) bool, lot func(peer string) uint64) (first string) {
 	rank := func(peer string) []int {
 		_, weight, _ := m.of(group(peer))
@@ -300,7 +300,7 @@ func TestPoolAgainstModel(t *testing.T) {
 					t.Skip()
 				}
 				pl := rapid.SampledFrom(all).Draw(t, "place")
-				pl.place.Release() // also one that was given back or taken away before
+				pl.place.Release() // pl may be a place that was released or evicted before
 				m.remove(pl)
 			},
 			"set stranger": func(t *rapid.T) {
@@ -310,7 +310,7 @@ func TestPoolAgainstModel(t *testing.T) {
 				pl := rapid.SampledFrom(all).Draw(t, "place")
 				weight := rapid.SampledFrom([]int{ordinary, stranger}).Draw(t, "weight")
 				pl.place.SetStranger(weight == stranger)
-				if pl.weight != weight && slices.Contains(m.held, pl) { // from now on the newest of its peer
+				if pl.weight != weight && slices.Contains(m.held, pl) { // pl becomes the newest place of its peer
 					m.remove(pl)
 					pl.weight = weight
 					m.held = append(m.held, pl)

@@ -37,9 +37,9 @@ func networks(n int) (names []string) {
 	return names
 }
 
-// With more attacking networks than places, each of which tries without end, a newcomer gets
-// a place in as many rounds as its share: in more than half of them beside 100 attackers at
-// 56 places.
+// With more attacking networks than places, each of which tries without end, a newcomer gets a
+// place in its share of the rounds: in more than half of the rounds beside 100 attackers, if
+// there are 56 places.
 func TestATieIsDrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const places, attackers, rounds = 56, 100, 200
@@ -66,7 +66,8 @@ func TestATieIsDrawn(t *testing.T) {
 	})
 }
 
-// A known peer gets a place at a tie, and loses none to strangers, whatever the lots say.
+// If all peers hold equally many places (a tie), a known peer gets a place, and loses none to
+// strangers, whatever lots the peers draw.
 func TestAKnownPeerWinsATie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		known := NewKnown(10)
@@ -75,7 +76,7 @@ func TestAKnownPeerWinsATie(t *testing.T) {
 		held := map[string]*Place{}
 		names := networks(100)
 		held["early"] = p.Take("early", Stranger, func() { t.Error("a known peer has lost its place") })
-		known.Add("early", "alice") // after it has taken its place
+		known.Add("early", "alice") // early has become known after taking its place
 		keepTrying(p, names, held)
 		known.Add("late", "bob")
 		if held["late"] = p.Take("late", Stranger, func() { t.Error("a known peer has lost its place") }); held["late"] == nil {
@@ -88,8 +89,8 @@ func TestAKnownPeerWinsATie(t *testing.T) {
 	})
 }
 
-// A site of 65,536 networks has one share: a peer of another site takes a place of it, and
-// loses none to it.
+// A site (an IPv6 network of 48 bits) with 65,536 networks has one share of the places: a peer
+// of another site takes a place of it, and loses none to it.
 func TestASiteHasOneShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := NewPool(Limits{Places: 56, PerPeer: 56})
@@ -117,8 +118,8 @@ func TestASiteHasOneShare(t *testing.T) {
 	})
 }
 
-// A tie never takes a place that is not a stranger's for a stranger: such a place may stand
-// for a call in the middle.
+// At a tie, a stranger takes only the places of other strangers: any other place may belong to a
+// call in progress.
 func TestATieEndsNoCall(t *testing.T) {
 	t.Parallel()
 	for round := range int64(20) {
@@ -134,7 +135,8 @@ func TestATieEndsNoCall(t *testing.T) {
 	}
 }
 
-// Proofs are bounded, and an owner with many pushes out its own.
+// The number of remembered proofs (earlier visits of a network) is bounded. If an owner has too
+// many proofs, a new proof of the owner replaces an older one of the same owner.
 func TestKnownIsBounded(t *testing.T) {
 	t.Parallel()
 	const places = 10
@@ -173,8 +175,8 @@ func TestKnownIsBounded(t *testing.T) {
 	}
 }
 
-// Running calls, which keep their places, hide no strangers of lighter peers: a newcomer
-// gets a place of the strangers.
+// Running calls, which keep their places, do not protect strangers of peers with fewer places: a
+// newcomer gets a place of the strangers.
 func TestRunningCallsHideNoStranger(t *testing.T) {
 	p := NewPool(Limits{Places: 512, PerPeer: 256, KeepOrdinary: true})
 	for range 40 {

@@ -8,8 +8,8 @@ import (
 	"testing/synctest"
 )
 
-// Of the calls with one key some run, some wait, and the rest are refused. Other keys are not
-// concerned. A call that gives up makes room, and nothing is left behind.
+// Of many calls with one key, such as one user, some run, some wait, and the rest are refused.
+// Calls with other keys run. A call that gives up makes room, and nothing is left behind.
 func TestTurns(t *testing.T) {
 	const callsAtOnce, callsWaiting = 3, 10
 	synctest.Test(t, func(t *testing.T) {
@@ -47,7 +47,7 @@ func TestTurns(t *testing.T) {
 			if i < callsAtOnce+callsWaiting/2 {
 				go call(t.Context(), "alice")
 			} else {
-				synctest.Wait() // these wait
+				synctest.Wait() // these calls wait for a turn
 				go call(ctx, "alice")
 			}
 		}

@@ -215,7 +215,7 @@ func TestCopyBringsEverything(t *testing.T) {
 	before := sqliteHolds(t, from)
 	copied := copyTo(t, from, to)
 	wantSame(t, before, postgresHolds(t, to))
-	wantSame(t, before, sqliteHolds(t, from)) // by other names
+	wantSame(t, before, sqliteHolds(t, from)) // the source keeps its rows, in renamed tables
 	if i := slices.IndexFunc(copied.Tables, func(c store.CopiedTable) bool { return c.Name == "sessions" }); i < 0 || copied.Tables[i].Rows != sessions {
 		t.Errorf("it says %v", copied)
 	}
@@ -245,8 +245,8 @@ func TestCopyBringsEverything(t *testing.T) {
 	}
 }
 
-// A server that has the source open is told that the database is away, whatever it
-// asks, and keeps nothing from the copy that it was told was done.
+// After a copy, a server that still has the source open gets the error that the database is away
+// for every call, and the copy has every write that the server has acknowledged.
 func TestCopyTakesAlongWhatWasAcknowledged(t *testing.T) {
 	from, to := inhabited(t, 10), storetest.Postgres(t)
 	running := storetest.Open(t, from)
@@ -326,12 +326,12 @@ func copyAndDie(arguments string) {
 }
 
 func TestCopyIsKilled(t *testing.T) {
-	const committed, fenced = 4, 6 // after so many steps
+	const committed, fenced = 4, 6 // the number of steps after which the copy has committed, and has fenced the source
 	for steps := 1; steps <= store.StepsOfACopy; steps++ {
 		t.Run(fmt.Sprint(steps), func(t *testing.T) {
 			from, to := inhabited(t, 10), storetest.Postgres(t)
 			before := sqliteHolds(t, from)
-			early := storetest.Open(t, to) // as a server that starts just before the copy
+			early := storetest.Open(t, to) // opens the target like a server that starts just before the copy
 			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", copyVariable, from, to, steps))
 			var out bytes.Buffer
@@ -403,7 +403,7 @@ func TestCopyRefuses(t *testing.T) {
 		t.Error("a database was made where there was none")
 	}
 	wantSame(t, before, sqliteHolds(t, from))
-	copyTo(t, from, empty+"&default_query_exec_mode=exec") // it can be copied yet, as through a pooler
+	copyTo(t, from, empty+"&default_query_exec_mode=exec") // the failed copies have left the source as it was; exec is the mode for a pooler
 	wantSame(t, before, postgresHolds(t, empty))
 }
 

@@ -33,7 +33,7 @@ func appendPresent(t *testing.T, s *store.Store) error {
 
 // Before the end of an upgrade, earlier programs work with the database. The upgrade does not
 // end while a server of an earlier version runs. Afterwards earlier programs do not start, and
-// one that runs takes no rights away from anybody: its events are refused.
+// an earlier program that still runs can revoke nothing: the database refuses its events.
 func TestFinish(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
 		uri := new(t)
@@ -118,7 +118,7 @@ func TestServicesWaitForTheUpgrade(t *testing.T) {
 	})
 }
 
-// A copy of a database that excludes earlier programs excludes them too.
+// A copy of a database that excludes earlier programs excludes earlier programs too.
 func TestACopyExcludesEarlierPrograms(t *testing.T) {
 	from, to := storetest.SQLite(t), storetest.Postgres(t)
 	s := storetest.Open(t, from)

@@ -59,7 +59,7 @@ func TestOutagesInTheLog(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		_ = call(t.Context(), nil)
 		want(1, "the end of that hour")
-		for range 180 { // each time long enough for a line, at first
+		for range 180 { // each outage lasts long enough for a line in the log, at first
 			_ = call(t.Context(), down)
 			time.Sleep(10 * time.Second)
 			_ = call(t.Context(), nil)

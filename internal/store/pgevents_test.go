@@ -227,7 +227,7 @@ func TestHints(t *testing.T) {
 		b.Hints(ctx, func() { hints <- struct{}{} })
 		close(ended)
 	}()
-	<-hints // it listens
+	<-hints // the first hint shows that the store listens
 	for range 3 {
 		var head int64
 		var tag []byte

@@ -122,7 +122,8 @@ func TestACommitThatIsCutIsUncertain(t *testing.T) {
 	}
 }
 
-// What is cut before its commit leaves nothing, and is done again.
+// If the connection is cut before the commit, the transaction changes nothing, and the store
+// runs the transaction again.
 func TestWhatIsCutBeforeTheCommitIsDoneOnce(t *testing.T) {
 	b := newBehind(t)
 	for _, fate := range []pgtest.Fate{pgtest.CutBefore, pgtest.CutAfter} {
@@ -229,7 +230,7 @@ func insertMembers(t *testing.T, s *store.Store, n int) {
 // A pool full of dead connections, as after a restart of PostgreSQL, makes no call
 // fail.
 func TestConnectionsThatDiedWhileIdle(t *testing.T) {
-	const connections = 25 // more than a call has attempts
+	const connections = 25 // more connections than a call has attempts
 	b := newBehind(t, fmt.Sprint("pool_max_conns=", connections))
 	fill := func() {
 		var entered sync.WaitGroup

@@ -107,7 +107,7 @@ func TestFilesThatNameAnotherDatabase(t *testing.T) {
 	for i, c := range []struct{ cut, named, port, user string }{
 		{first, later, "", later},
 		{later, other, "", later},
-		{later, first, "1", later}, // no server has this port
+		{later, first, "1", later}, // no server has port 1
 		{later, first, "", first},
 	} {
 		file.name(t, c.named, c.port)

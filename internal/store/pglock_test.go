@@ -41,7 +41,7 @@ func holdRow(uri string) int {
 	err = s.Write(context.Background(), func(tx *store.Tx) error {
 		err := hold(tx)
 		fmt.Println("held", err)
-		bufio.NewReader(os.Stdin).ReadByte() // for ever
+		bufio.NewReader(os.Stdin).ReadByte() // waits until the parent kills this process
 		return err
 	})
 	fmt.Println(err)
@@ -84,7 +84,7 @@ func TestAReplicaThatFreezes(t *testing.T) {
 	late := storetest.Lateness(t)
 	var waited atomic.Int64 // callers that have got what the frozen one holds
 	var tasks sync.WaitGroup
-	for name, call := range map[string]func() error{ // they want what it holds
+	for name, call := range map[string]func() error{ // these calls want the lock or row that the frozen process holds
 		"a user's row": func() error {
 			return s.Write(context.Background(), func(tx *store.Tx) error { _, err := tx.User("alice"); return err })
 		},

@@ -80,10 +80,10 @@ func refusedInTime(t *testing.T, s *store.Store, allowed time.Duration) {
 // deadline. When the database answers again, so does the store.
 func TestABlackHole(t *testing.T) {
 	b := newBehind(t)
-	recovered(t, b.through) // with connections
+	recovered(t, b.through) // an outage in which the pool has open connections
 	b.proxy.Freeze()
 	refusedInTime(t, b.through, 500*time.Millisecond)
-	refusedInTime(t, b.through, 500*time.Millisecond) // without
+	refusedInTime(t, b.through, 500*time.Millisecond) // an outage in which the pool has no connection
 	b.proxy.Thaw()
 	recovered(t, b.through)
 }
@@ -116,7 +116,7 @@ func TestABlackHoleRefusesMostCallersAtOnce(t *testing.T) {
 					if !errors.Is(within(span, call), store.ErrDown) {
 						waited.Add(1)
 					}
-					time.Sleep(10 * time.Millisecond) // as clients that try again
+					time.Sleep(10 * time.Millisecond) // a pause like that of clients that try again
 				}
 			})
 		}
@@ -166,7 +166,7 @@ func TestABusyDatabaseIsNotAway(t *testing.T) {
 				t.Error(err)
 			}
 		default:
-			if err := calls["Read"](t.Context(), s); err != nil { // as a server polls
+			if err := calls["Read"](t.Context(), s); err != nil { // a Read like that of a server that polls
 				t.Error(err)
 			}
 		}
@@ -225,8 +225,9 @@ func TestADatabaseThatIsGone(t *testing.T) {
 	}
 }
 
-// What a standby refuses leads to a new connection, and so to the primary. What a
-// commit that waits for a standby is told when it is interrupted is no commit.
+// If a standby refuses a transaction, the store opens a new connection, which reaches the
+// primary. If a commit is interrupted while it waits for a standby, the store does not report
+// the commit as done.
 func TestStandbys(t *testing.T) {
 	primary := pgtest.Start(t, pgtest.Options{})
 	uri := primary.URI(t)
@@ -251,7 +252,7 @@ func TestStandbys(t *testing.T) {
 			proxy.Lead(standby.Addr())
 			proxy.Cut()
 			err := call(s)
-			for n := 0; errors.Is(err, store.ErrUncertain) && n < store.PoolSize; n++ { // on connections that were cut
+			for n := 0; errors.Is(err, store.ErrUncertain) && n < store.PoolSize; n++ { // these errors come from connections that were cut
 				err = call(s)
 			}
 			if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUncertain) {
@@ -283,7 +284,7 @@ func TestStandbys(t *testing.T) {
 			}
 		}
 	})
-	if err := direct.Write(t.Context(), set("a", "2")); err != nil { // by the same connection
+	if err := direct.Write(t.Context(), set("a", "2")); err != nil { // direct still uses the same connection
 		t.Errorf("after the standby is back: %v", err)
 	}
 }

@@ -85,8 +85,8 @@ func TestSlots(t *testing.T) {
 	})
 }
 
-// A replica that has lost the connections of its pool, while other programs have taken the
-// places, gives up the connection that listens for notifications.
+// A replica that has lost the connections of its pool, while other programs have taken these
+// connections of PostgreSQL, gives up the connection that listens for notifications.
 func TestTheListenerYields(t *testing.T) {
 	uri := storetest.Postgres(t)
 	s := storetest.Open(t, uri)
@@ -103,7 +103,7 @@ func TestTheListenerYields(t *testing.T) {
 			}
 		})
 	})
-	<-hinted // LISTEN has run
+	<-hinted // the hint shows that LISTEN has run
 	other, err := pgx.Connect(t.Context(), uri)
 	if err != nil {
 		t.Fatal(err)

@@ -115,7 +115,8 @@ func TestAFrozenDatabaseKeepsNobodyInTheQueue(t *testing.T) {
 	}
 }
 
-// A refusal is an answer too.
+// The answer with which PostgreSQL refuses a statement shows that the database is back, like any
+// other answer.
 func TestARefusalShowsThatTheDatabaseIsBack(t *testing.T) {
 	b := newBehind(t)
 	recovered(t, b.through)
@@ -136,14 +137,15 @@ func TestARefusalShowsThatTheDatabaseIsBack(t *testing.T) {
 			t.Fatal("the database is not back")
 		}
 	}
-	for range 50 { // now all may pass
+	for range 50 { // from now on all calls may pass the breaker
 		if err := refused(); errors.Is(err, store.ErrUnavailable) {
 			t.Fatal(err)
 		}
 	}
 }
 
-// A standby may fall behind without end, so what it says is no news.
+// A standby can lag behind the primary without a bound, so the store reads nothing from a
+// standby.
 func TestAStandbyIsNotRead(t *testing.T) {
 	primary := pgtest.Start(t, pgtest.Options{})
 	uri := primary.URI(t)
@@ -155,7 +157,7 @@ func TestAStandbyIsNotRead(t *testing.T) {
 	s := storetest.Open(t, proxy.URI())
 	proxy.Lead(standby.Addr())
 	proxy.Cut()
-	prune := func(tx *store.Tx) error { _, err := tx.PruneEvents(tx.Now(), 10); return err } // which finds nothing to change
+	prune := func(tx *store.Tx) error { _, err := tx.PruneEvents(tx.Now(), 10); return err } // prune finds no event to delete
 	for name, err := range map[string]error{"Read": calls["Read"](t.Context(), s), "Write": s.Write(t.Context(), prune)} {
 		if !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s on a standby: %v", name, err)

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// The statement for a batch does what the statement for a single refresh does, also for
-// members between others.
+// The statement for a batch does what the statement for a single refresh does, also for a
+// refresh between two others of the batch.
 func TestABatchSpendsAsASingleRefresh(t *testing.T) {
 	s := storetest.Open(t, storetest.Postgres(t))
 	insertAlice(t, s, 2)
@@ -52,7 +52,7 @@ func holdBatch(t *testing.T, lead time.Duration) *heldBatch {
 		if *conn, err = pgx.Connect(t.Context(), uri); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { (*conn).Close(context.Background()) }) // before the store waits for the batch
+		t.Cleanup(func() { (*conn).Close(context.Background()) }) // runs before the cleanup of the store, which waits for the batch
 	}
 	h.exec(t, `BEGIN; SELECT 1 FROM sessions WHERE id = 's0' FOR UPDATE`)
 	store.LeadBatches(h.s, lead)

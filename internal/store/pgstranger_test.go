@@ -169,7 +169,7 @@ func TestAFloodOfNotificationsIsFewHints(t *testing.T) {
 			}
 		})
 	}()
-	<-hinted // it listens
+	<-hinted // the first hint shows that the store listens
 	stop := floods(t, uri, &sent)
 	for sent.Load() < 20_000 {
 		<-hinted

@@ -19,7 +19,8 @@ func (e twice) spend(_ context.Context, _ *Spend, prepare func(*Spent)) (*Spent,
 	return e.rows[1], nil
 }
 
-// The tokens are prepared from the row that is committed, after those of an earlier row.
+// If a transaction runs twice with different rows, the tokens of a refresh are prepared again,
+// from the row that is committed.
 func TestTheNewestRowIsPrepared(t *testing.T) {
 	a, b := &Spent{}, &Spent{}
 	for name, c := range map[string]struct {

@@ -28,7 +28,7 @@ func TestBackupInAStorm(t *testing.T) {
 		writers.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				id := fmt.Sprintf("writer-%d-%d", w, i)
-				err := s.Write(context.Background(), func(tx *store.Tx) error { // both or neither
+				err := s.Write(context.Background(), func(tx *store.Tx) error { // writes both rows or neither
 					return errors.Join(tx.InsertUser(newUser(id)), tx.AppendEvent(&store.Event{Tag: []byte("12345678"), Kind: store.SessionEnded, Subject: id}))
 				})
 				if err != nil {
@@ -132,10 +132,10 @@ func TestBackupRefuses(t *testing.T) {
 	}
 }
 
-// A backup comes before an upgrade, so it must not be one.
+// Operators make a backup before an upgrade, so Backup must not upgrade the schema itself.
 func TestBackupLeavesTheSchema(t *testing.T) {
 	s := open(t)
-	store.ForgeSchemaVersion(t, s, "99999") // which this program may not open
+	store.ForgeSchemaVersion(t, s, "99999") // a schema that this program may not open
 	if err := store.Backup(t.Context(), "sqlite:"+s.Path(), filepath.Join(t.TempDir(), "backup.db")); err != nil {
 		t.Error(err)
 	}

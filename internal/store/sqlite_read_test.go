@@ -52,7 +52,7 @@ func TestAReadEndsWithItsCaller(t *testing.T) {
 			t.Errorf("an abandoned read: %v", err)
 		}
 	}
-	for range 2 * readers { // every connection reads again
+	for range 2 * readers { // every reading connection reads again
 		if err := s.Read(t.Context(), func(tx *store.Tx) error { _, err := tx.Head(); return err }); err != nil {
 			t.Error(err)
 		}

@@ -37,13 +37,13 @@ type storm struct {
 type fate int
 
 const (
-	whole  fate = iota // it was acknowledged
-	absent             // it was refused, or given up before it began
-	either             // the store was unavailable: wholly, or not at all
+	whole  fate = iota // the write was acknowledged: every row must be there
+	absent             // the write was refused, or given up before it began: no row may be there
+	either             // the store was unavailable: the write is there as a whole, or not at all
 )
 
 var (
-	pages = 1 << 20 // no limit
+	pages = 1 << 20 // no limit of the database's pages
 )
 
 // firstRow and secondRow are a write's. The padding makes it need pages.

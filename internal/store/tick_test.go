@@ -10,9 +10,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// A row is old when its age has passed by the clock and in ticks: a pause without a server, a
-// clock that is ahead for a moment, and a second server count for nothing. A row is old at
-// most two periods of ten minutes later, and a clock that was set back delays that.
+// A row is old when its age has passed by the clock and also in ticks, which the servers count
+// while they run: a pause without a server, a clock that is ahead for a moment, and a second
+// server count for nothing. A row is old at most two periods of ten minutes later, and a clock
+// that was set back delays that.
 func TestAged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		uri := "sqlite:" + filepath.Join(t.TempDir(), "t.db")

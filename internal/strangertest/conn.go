@@ -74,7 +74,7 @@ func ConnectStuck(ip, addr string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10) // so that the connection is full soon
+	_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10) // a small buffer, so that the connection is full soon
 	s := newConn(conn)
 	return s, s.greet()
 }

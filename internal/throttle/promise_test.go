@@ -55,8 +55,8 @@ func (a *attack) step(t *testing.T) {
 	a.ask(t, a.asked%a.networks)
 }
 
-// A guesser with 10,000 sites gets no more tries than the documents state, for days. The
-// owner gets in at once on a known device, and on a new one at the promised time.
+// A guesser with 10,000 sites gets no more tries than the documents state, for days. The owner
+// logs in at once from a known device, and from a new device at the promised time.
 func TestManySites(t *testing.T) {
 	const days = 2
 	inBubble(t, func(t *testing.T, c *Counter) {
@@ -112,7 +112,7 @@ func TestManySites(t *testing.T) {
 	})
 }
 
-// One network gets one promise, and the same answer when it asks again.
+// One network is promised one time for a try, and gets the same answer when it asks again.
 func TestOnePromiseForANetwork(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
 		first, second := c.Key("alice", at("first")), c.Key("alice", at("second"))
@@ -135,9 +135,9 @@ func TestOnePromiseForANetwork(t *testing.T) {
 	})
 }
 
-// The networks of one site, and the sites of one block, get a share of the times, however
-// many there are. The owner in another network of the site, in another site, or in another
-// block then gets the next time.
+// The networks of one site, and the sites of one block, get a share of the promised times,
+// however many networks and sites there are. The owner in another network of the site, in
+// another site, or in another block then gets the next time.
 func TestSharesOfTimes(t *testing.T) {
 	for name, test := range map[string]struct {
 		neighbor func(n int) Origin // the attacker's n-th network
@@ -181,8 +181,8 @@ func TestSharesOfTimes(t *testing.T) {
 	}
 }
 
-// A guesser with 100 sites, of many networks each, cannot keep the hour full: the owner gets a
-// promise, from a new site each time.
+// A guesser with 100 sites, of many networks each, cannot take every time of an hour: the owner,
+// from a new site each time, is promised a time.
 func TestManyNetworksOfFewSites(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
 		const sites = 100

@@ -107,7 +107,8 @@ func TestDelays(t *testing.T) {
 	})
 }
 
-// Other names are free, and so is a name with one bucket of the delayed name.
+// Tries at other usernames are free, and so are tries at a username that shares only one of its
+// two buckets with the delayed username.
 func TestTwoBuckets(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
 		alice := c.Key("alice", at(""))
@@ -188,7 +189,7 @@ func TestRight(t *testing.T) {
 			t.Errorf("a right guess: level %d", n)
 		}
 		admitted(t, c, key)
-		for range 10 { // in the time in which three guesses are forgotten
+		for range 10 { // the time of these tries is the time in which three guesses are forgotten
 			time.Sleep(time.Minute)
 			right()
 		}
@@ -198,8 +199,8 @@ func TestRight(t *testing.T) {
 	})
 }
 
-// Of many tries at a time, no more are admitted than are free, on all replicas together
-// with one surplus for each further replica. After that, one try is admitted at a time.
+// Of many tries at a time, only the free tries are admitted: on all replicas together, with one
+// try more for each further replica. After that, one try is admitted at a time.
 func TestManyAtOnce(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
 		s := storetest.Open(t, new(t))
@@ -262,7 +263,7 @@ func TestManyRightAtOnce(t *testing.T) {
 	})
 }
 
-// A try that waits for others ends with its context, and holds nobody up.
+// A try that waits for other tries ends with its context, and delays no other try.
 func TestWaitEnds(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
 		key := c.Key("alice", at(""))

@@ -227,7 +227,7 @@ func (o object) with(name, value string) object {
 	return o.and(name, value)
 }
 
-// and adds a member, even if the name is already in use.
+// and adds a member even if the object has a member with the name, which makes a duplicate name.
 func (o object) and(name, value string) object {
 	return append(slices.Clone(o), struct{ name, value string }{name, value})
 }

@@ -131,8 +131,8 @@ func TestActors(t *testing.T) {
 	}
 }
 
-// The claim client_id stands behind aud, and costs its length and 14 bytes, a third more in the
-// token. A claim that Parse would refuse is not signed.
+// The claim client_id comes after aud. The claim adds its length and 14 bytes to the JSON, and a
+// third more than that to the token. A claim that Parse would refuse is not signed.
 func TestClientID(t *testing.T) {
 	key := generateKey(t, token.EdDSA)
 	c := typical()

@@ -81,8 +81,9 @@ func wantInvalid(t *testing.T, raw string, got *token.Claims, err error) {
 	}
 }
 
-// TestParseRefusesEveryChange changes each character of a good token. Of the two slower
-// algorithms it takes every seventh change, and so several of each place.
+// TestParseRefusesEveryChange changes each character of a good token. For the two slower
+// algorithms the test takes every seventh change, which is still several changes of each
+// character.
 func TestParseRefusesEveryChange(t *testing.T) {
 	suite := tokentest.Load(t)
 	find := finder(suiteKeys(t, suite)...)

@@ -46,7 +46,8 @@ func TestPageIsComplete(t *testing.T) {
 	}
 }
 
-// A rule with several names, a stream and comments that no proto file of ours has together.
+// TestPageOfAFile makes the page of a file with a rule with several names, a stream and
+// comments, which no proto file of this repository has together.
 func TestPageOfAFile(t *testing.T) {
 	options := &descriptorpb.MethodOptions{}
 	proto.SetExtension(options, watchwordv1.E_Access, &watchwordv1.Access{Roles: []string{"a", "b"}, Audience: []string{"c", "d"}})

@@ -179,7 +179,7 @@ func (o *opa) allows(t *testing.T, after time.Duration, method string, authoriza
 	results, err := o.query.Eval(t.Context(), rego.EvalInput(input), rego.EvalTime(time.Now().Add(after)),
 		rego.EvalInterQueryBuiltinCache(o.cache))
 	if err != nil {
-		t.Logf("OPA: %v", err) // for a caller of OPA this is a refusal
+		t.Logf("OPA: %v", err) // OPA fails closed: the caller of OPA takes this error for a refusal
 		return false
 	}
 	return results.Allowed()

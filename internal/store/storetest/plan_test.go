@@ -52,7 +52,7 @@ func TestEveryPlanIsAnIndexScan(t *testing.T) {
 	}
 	proxy := pgtest.NewProxy(t, uri)
 	s := storetest.Open(t, proxy.URI()+"&default_query_exec_mode=exec")
-	proxy.Trips() // of opening
+	proxy.Trips() // drops the round trips that opening the store took
 	storetest.TouchEverything(t, s, 1)
 	planned := map[string]bool{}
 	for _, trip := range proxy.Trips() {
@@ -124,7 +124,7 @@ func TestListsReadTheirPage(t *testing.T) {
 			_, err := tx.IsRecent(&store.Session{UserID: "heavy", BornVersion: 7, CreatedAt: time.UnixMicro(150), ID: "raised150"}, limit)
 			return err
 		}, 2 * limit},
-		"users":       {func(tx *store.Tx) error { _, err := tx.Users("gone", limit); return err }, limit + 1}, // and the floor
+		"users":       {func(tx *store.Tx) error { _, err := tx.Users("gone", limit); return err }, limit + 1}, // one row more than limit: the floor of the versions
 		"services":    {func(tx *store.Tx) error { _, err := tx.UsersOf(store.KindService, "", limit); return err }, 1},
 		"all records": {func(tx *store.Tx) error { _, _, err := tx.Audit(store.AuditFilter{}, limit, 50); return err }, limit + 1},
 		"a type": {func(tx *store.Tx) error {

@@ -44,14 +44,14 @@ func testPagesOfSessions(t *testing.T, new func(testing.TB) string) {
 	var want []string
 	for i, id := range ids {
 		switch {
-		case i < 4: // the same version and time
+		case i < 4: // these users have the same version and time
 			add(id, 7, now)
 			want = slices.Insert(want, 0, id)
 		case i < 8: // later logins after the clock was set back: a higher version, and an earlier time
 			add(id, 8, now.Add(-time.Duration(i)*time.Hour))
 		}
 	}
-	want = append(slices.Clone(ids[4:8]), want...) // of version 8, the newest first
+	want = append(slices.Clone(ids[4:8]), want...) // the users with version 8, the newest first
 	add("the last", 6, now.Add(time.Hour))
 	want = append(want, "the last")
 	add("raised", 5, now)

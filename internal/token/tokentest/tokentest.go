@@ -24,8 +24,8 @@ var tokens []byte
 
 // [Case.Want] and [Case.Parse] have these values; Want can also be the reason of an error.
 const (
-	OK      = "ok"      // in Want and Parse
-	Invalid = "invalid" // in Parse alone
+	OK      = "ok"      // a value of Case.Want and of Case.Parse
+	Invalid = "invalid" // a value of Case.Parse alone
 )
 
 // Suite holds the tokens, and the settings of a verifier for the tokens.
