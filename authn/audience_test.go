@@ -55,7 +55,7 @@ func TestAudienceOfAMethod(t *testing.T) {
 			{"an expired token for the verifier", old[false], "AUDIENCE_MISMATCH", "TOKEN_EXPIRED"},
 		} {
 			ctx := authntest.Bearer(t.Context(), test.token)
-			for range 2 { // the second time from the cache
+			for range 2 { // the second round finds each token in the cache
 				for method, stream := range map[string]bool{notes + "Bill": false, notes + "WatchBills": true} {
 					for where, conn := range map[string]*grpc.ClientConn{"WithAudience": own, "WithAnyAudience": any} {
 						if _, err := call(ctx, conn, method, stream); name(err) != test.bill {
@@ -178,7 +178,7 @@ func TestContradictionsOfAnAudience(t *testing.T) {
 // until a line is added here.
 var forEverybody = []string{
 	"AuthService/ChangePassword", "AuthService/ExchangeToken", "AuthService/Login", "AuthService/Logout", "AuthService/Refresh", "AuthService/Verify",
-	"SessionService/ListSessions", "SessionService/RevokeSession", "SessionService/RevokeUserSessions", // one's own
+	"SessionService/ListSessions", "SessionService/RevokeSession", "SessionService/RevokeUserSessions", // these two methods serve a caller's own sessions
 	"TrustService/GetKeySet", "TrustService/GetTime", "TrustService/ReportWatcher", "TrustService/WatchBundle",
 }
 

@@ -50,7 +50,7 @@ func TestPrune(t *testing.T) {
 			}
 		}
 		hasAfterBeat(n+1, n)
-		time.Sleep(6 * time.Minute) // the lifetime and the margin
+		time.Sleep(6 * time.Minute) // longer than the lifetime of a token and the margin
 		hasAfterBeat(n+1, n)
 		time.Sleep(time.Minute)
 		hasAfterBeat(1, 0)

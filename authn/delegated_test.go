@@ -92,7 +92,7 @@ func TestRevokedActors(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := start(t)
 				tokens := map[string]string{mint(t, w.key): test.own, mint(t, w.key, asService): test.service, mint(t, w.key, delegated): test.act}
-				for raw := range tokens { // into the cache
+				for raw := range tokens { // puts each token into the cache
 					w.wants(t, raw, "ok")
 				}
 				w.watch.tell(test.news...)

@@ -193,7 +193,7 @@ func TestRevocationsOutliveAServerThatForgot(t *testing.T) {
 
 		w.watch.end <- status.Error(codes.Unavailable, "restored from a backup")
 		synctest.Wait()
-		check() // without a stream
+		check() // while the verifier has no stream
 		again := <-w.server.streams
 		check() // before the new stream's snapshot
 		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))

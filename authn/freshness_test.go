@@ -326,7 +326,7 @@ func TestAPauseByTheHost(t *testing.T) {
 		if due, _ := b.fresh.clock.due(); due {
 			t.Error("asks again at once")
 		}
-		const pause = 10 * time.Minute // the bubble's clock lacks the pause
+		const pause = 10 * time.Minute // the fake clock of synctest does not count this pause
 		beat := beatOf(pause, 0)
 		beat.Times.Now = durationpb.New(beat.GetTimes().GetNow().AsDuration() + pause)
 		beat.Times.Asked, beat.Times.Answered, beat.AsOf = beat.Times.Now, beat.Times.Now, beat.Times.Now

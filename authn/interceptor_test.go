@@ -344,7 +344,7 @@ func TestEveryChangeIsRefused(t *testing.T) {
 						t.Fatalf("%s: change %d, %q: %v, %d handlers", alg, n, raw, err, reached)
 					}
 				}
-				if n%101 == 0 { // some of them over a connection
+				if n%101 == 0 { // tries some of the changed tokens over a connection too
 					for _, kind := range both {
 						_, err := call(bearing(t.Context(), "Bearer "+raw), conn, kind.method, kind.stream)
 						refusedBy(t, err, codes.Unauthenticated, "TOKEN_INVALID", kind.method)

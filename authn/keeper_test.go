@@ -115,7 +115,7 @@ func TestAFolderOpenToOtherUsers(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
 		folder := filepath.Dir(path)
-		for _, bad := range []os.FileMode{0o777, 0o770, 0o770 | os.ModeSetgid} { // the last as fsGroup of Kubernetes
+		for _, bad := range []os.FileMode{0o777, 0o770, 0o770 | os.ModeSetgid} { // the last mode is that of a Kubernetes volume with fsGroup
 			check(t, os.Chmod(folder, bad))
 			first.mends(t, path, fmt.Sprintf("%s had mode %04o", folder, bad.Perm()))
 			if info, err := os.Stat(folder); err != nil || info.Mode() != os.ModeDir|bad&^0o022 {

@@ -475,7 +475,7 @@ func TestWriterToBeKilled(t *testing.T) {
 // A process killed at any moment leaves a whole file: the new file, or the file before.
 func TestKilledWhileWriting(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bundle")
-	left := func() bool { // a draft, by a process killed while writing
+	left := func() bool { // reports whether a process that was killed while writing has left a draft
 		files, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".bundle.*.tmp"))
 		if err != nil {
 			t.Fatal(err)

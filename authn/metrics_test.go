@@ -70,7 +70,7 @@ func TestMeters(t *testing.T) {
 	if offset := values["watchword.verifier.clock.offset verifier=one"]; offset < authntest.MaxLifetime.Seconds()-60 || offset > authntest.MaxLifetime.Seconds()+60 {
 		t.Errorf("the clock was set ahead by %v, and the offset is %v s", authntest.MaxLifetime, offset)
 	}
-	for range 1000 { // made-up names become no values
+	for range 1000 { // invented method names add no values to the page
 		call(fmt.Sprintf("/notes.v1.NotesService/%p", new(int)), "garbage")
 		call(notes+"Mine", fmt.Sprintf("%p", new(int)))
 	}

@@ -186,7 +186,7 @@ func (f *fleet) logOut() ([]float64, error) {
 				if err != nil || took[i] > 10_000 {
 					errs[i] = fmt.Errorf("after the logout another replica says: %v", err)
 				}
-				time.Sleep(100 * time.Microsecond) // leaves the processors to the news
+				time.Sleep(100 * time.Microsecond) // leaves the processors to the replicas, which must learn of the logout
 			}
 		})
 	}

@@ -16,7 +16,7 @@ import (
 // (the protocol's chapter "Message Formats").
 type counter struct {
 	listener   net.Listener
-	statements atomic.Int64 // Execute and simple Query
+	statements atomic.Int64 // the number of messages Execute and simple Query
 	trips      atomic.Int64 // Sync and simple Query: the server waits for the answer
 }
 

@@ -301,7 +301,7 @@ func ExampleForward() {
 	notesAddr, stopNotes := serveExample(func(r *grpc.Server) { healthpb.RegisterHealthServer(r, notes) }, verifier.ServerOptions()...)
 	defer stopNotes()
 
-	// Its caller.
+	// The caller of the service notes.
 	conn, err := grpc.NewClient(notesAddr, grpc.WithTransportCredentials(tls))
 	if err != nil {
 		log.Fatal(err)

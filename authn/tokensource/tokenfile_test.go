@@ -39,7 +39,7 @@ func TestTokenFile(t *testing.T) {
 		seen := map[string]bool{}
 		for i := range 2 * 360 {
 			switch i % 18 {
-			case 8: // away for a minute and a half
+			case 8: // Watchword is away for a minute and a half
 				auth.when(always(refusal(codes.Unavailable, "ISSUER_UNAVAILABLE", "")), nil)
 			case 17:
 				auth.when(nil, nil)
@@ -92,6 +92,6 @@ func TestTokenFileThatCannotBeWritten(t *testing.T) {
 		})
 		c.failsWith(t, "TOKEN_REVOKED")
 		wantFile("access-2")
-		saw(t, c.auth, "exchange:a.b.c") // nothing more
+		saw(t, c.auth, "exchange:a.b.c") // the Source has asked for nothing more
 	})
 }

@@ -68,7 +68,7 @@ func (r row) good(alg string) bool { return r.verifies(alg) && r.typ != "`JWT` a
 // the token.
 func (r row) refusal(alg string) string {
 	cell := r.accepts[alg]
-	if r.verifies(alg) { // refuses the type
+	if r.verifies(alg) { // the library refuses these tokens for their type
 		cell = r.needs
 	}
 	_, text, _ := strings.Cut(cell, "`")

@@ -95,7 +95,7 @@ func TestGuard(t *testing.T) {
 		client := notesv1connect.NewNotesServiceClient(http2Client(t), server.URL, options...)
 		for _, test := range []struct {
 			values    []string
-			read, add string // the reasons
+			read, add string // the reasons for which the two methods refuse the call
 			caller    string
 		}{
 			{nil, "TOKEN_MISSING", "TOKEN_MISSING", ""},

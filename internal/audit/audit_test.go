@@ -246,7 +246,7 @@ func TestListAndPrune(t *testing.T) {
 		if err := w.log.Prune(t.Context(), 9*time.Minute+30*time.Second); err != nil {
 			t.Fatal(err)
 		}
-		if left := w.all(t, store.AuditFilter{}, 100); len(left) < 10 || len(left) > 30 { // ticks are counted in tens of minutes
+		if left := w.all(t, store.AuditFilter{}, 100); len(left) < 10 || len(left) > 30 { // ticks count the time in units of ten minutes
 			t.Errorf("%d records left, want 10 to 30", len(left))
 		}
 	})

@@ -89,7 +89,7 @@ func (f *flusher) onRecord(t *rapid.T) (rows int, sum int64) {
 func TestEachRefusedCallIsOnRecordOnce(t *testing.T) {
 	s := storetest.Open(t, storetest.SQLite(t))
 	rapid.Check(t, func(r *rapid.T) {
-		err := s.Write(t.Context(), func(tx *store.Tx) error { // the records of the check before
+		err := s.Write(t.Context(), func(tx *store.Tx) error { // deletes the records of the check before
 			_, err := tx.PruneAudit(tx.Now().Add(time.Hour), 100_000)
 			return err
 		})

@@ -25,7 +25,7 @@ const (
 // Place stands for a reader that has read nothing.
 type Place struct {
 	After store.AuditPlace
-	Mark  store.AuditMark // a mark at After or above; zero at the beginning
+	Mark  store.AuditMark // a mark in the record, not before After; zero for a reader that begins
 	Told  int64           // the highest number of a deleted record that the reader was told of
 }
 

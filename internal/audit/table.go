@@ -47,7 +47,7 @@ func (t *tally) weight() int64 { return t.floor + t.count }
 type table struct {
 	maxOwners, maxPlaces int // maxPlaces is a multiple of maxOwners, at least twice maxOwners
 	owners               map[string]*owner
-	places               int // taken, by all owners
+	places               int // the number of entries that all owners hold together
 }
 
 // owner holds the kinds of one network or user.

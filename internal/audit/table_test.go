@@ -15,7 +15,7 @@ type model struct {
 	total     int64
 	owners    map[string]int64          // all calls of an owner
 	sinceIn   map[string]map[kind]int64 // the calls of an owner by kind, since the owner has its share
-	displaced int64                     // calls
+	displaced int64                     // the number of calls of kinds that lost their entry
 }
 
 func testKind(owner string, n int) kind {

@@ -173,7 +173,7 @@ func TestMasterKeys(t *testing.T) {
 	if !strings.HasPrefix(out, "resealed ") || strings.HasPrefix(out, "resealed 0 ") {
 		t.Errorf("with a new master key, reseal printed %q", out)
 	}
-	done(t, "", "key", "rotate", db) // opens the keys
+	done(t, "", "key", "rotate", db) // the command can open the keys by the new master key
 	other := filepath.Join(t.TempDir(), "other")
 	done(t, "", "key", "create-master-key", other)
 	fails(t, 1, "--master-key-file", "", "key", "reseal", "--master-key-file="+other, db)

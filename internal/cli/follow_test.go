@@ -20,7 +20,7 @@ func TestFollowRefusesAResumeFile(t *testing.T) {
 	fails(t, 1, filepath.Join(folder, "none"), "", follow(filepath.Join(folder, "none", "f"))...)
 	for text, status := range map[string]int{
 		"garbage": 2, strings.Repeat("A", 3000): 2, strings.Repeat("A", 1<<20): 1, "\x00\xff": 1,
-		"eyJmIjoiYWJjIiwicyI6IjAwMDEtMDEtMDFUMDA6MDA6MDBaIiwiYSI6e319": 2, // of other filters
+		"eyJmIjoiYWJjIiwicyI6IjAwMDEtMDEtMDFUMDA6MDA6MDBaIiwiYSI6e319": 2, // the resume file belongs to a run with other filters
 	} {
 		file := filepath.Join(folder, "resume")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -68,7 +68,7 @@ func TestKeptLogin(t *testing.T) {
 	}
 	done(t, "", with("user", "list")...)
 	change(t, path, expire)
-	out := done(t, "", with("session", "list")...) // one's own
+	out := done(t, "", with("session", "list")...) // the sessions of the user itself
 	if rows := table(t, out); len(rows) != 2 || !strings.HasPrefix(rows[1][1], "admin/") {
 		t.Errorf("session list shows\n%s", out)
 	}

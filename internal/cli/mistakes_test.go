@@ -57,7 +57,7 @@ func TestAnEmptyVariableCountsAsNotSet(t *testing.T) {
 	done(t, "", "audit")
 	t.Setenv("WATCHWORD_DATASTORE_URI", "")
 	t.Chdir(t.TempDir())
-	fails(t, 1, "there is no database", "", "user", "list") // the default
+	fails(t, 1, "there is no database", "", "user", "list") // the file of the default --datastore-uri
 }
 
 // A variable with nearly the name of a variable of this program gets a suggestion. The value
@@ -173,7 +173,7 @@ func TestTheErrorOfAConnectionNamesTheFlag(t *testing.T) {
 	fails(t, 1, "the CA in --ca-file has not signed", "token", "verify", tlsAddr, "--ca-file="+others)
 	fails(t, 1, "if the server has TLS, leave out --plaintext", "token", "verify", tlsAddr, "--plaintext")
 	fails(t, 1, "give a name of the server's certificate by --server-name", "token", "verify", tlsAddr, "--ca-file="+own, "--server-name=elsewhere.test")
-	fails(t, 1, "404", "token", "verify", tlsAddr, "--ca-file="+own, "--server-name=example.com") // TLS is as wanted
+	fails(t, 1, "404", "token", "verify", tlsAddr, "--ca-file="+own, "--server-name=example.com") // the connection by TLS succeeds
 }
 
 // certificate returns a new certificate of no server.

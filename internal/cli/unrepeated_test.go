@@ -102,7 +102,7 @@ func TestWrongUsageRepeatsNothing(t *testing.T) {
 				check(slices.Insert(slices.Clone(words), at, secret)...)
 			}
 			if strings.HasPrefix(secret, "-S3") || strings.HasPrefix(secret, "--S3") {
-				continue // as a value it is no other kind than the rest
+				continue // as the value of a flag, this secret is treated like the others
 			}
 			for _, flag := range flags {
 				check(append(slices.Clone(words), "--"+flag.Name+"="+secret)...)

@@ -103,7 +103,7 @@ func TestFailures(t *testing.T) {
 		{"no such user: eve", "", []string{"audit", "--user=eve", db}},
 		{"there is no database", "", []string{"user", "list", "--datastore-uri=sqlite:" + filepath.Join(folder, "no", "folder", "db")}},
 		{"sqlite:FILE or postgres:", "", []string{"user", "list", "--datastore-uri=mysql://host/db"}},
-		{"master-key", "", []string{"key", "rotate", db}}, // beside the database there is none
+		{"master-key", "", []string{"key", "rotate", db}}, // there is no master key file beside the database
 		{"exists", "", []string{"key", "create-master-key", file}},
 		{"exists already", "", []string{"backup", file, db}},
 		{"--ca-file", "token", []string{"verify", "--ca-file=" + file}}, // not a certificate

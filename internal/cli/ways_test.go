@@ -69,7 +69,7 @@ var bothWays = []struct {
 	{"user create alice", "another password", 1, "USER_EXISTS: the username is taken"},
 	{"user create carol", "short", 1, "PASSWORD_TOO_WEAK: password: "},
 	{"user create carol", "a password\x00of carol", 1, "password: malformed password"},
-	{"user create раypal", "a password of carol", 2, "INVALID_REQUEST: username: "}, // two scripts
+	{"user create раypal", "a password of carol", 2, "INVALID_REQUEST: username: "}, // a username with letters of two scripts
 	{"user list", "", 0, " alice "},
 	{"user list --json", "", 0, `"username":"bob","roles":["reader"],"disabled":false`},
 	{"user show bob", "", 0, "roles reader"},

@@ -99,7 +99,7 @@ func TestExpired(t *testing.T) {
 	expired(2*span+20*time.Second, 2*span+20*time.Second+2*time.Hour)
 	learn(t, e, 0, 2*span+30*time.Second)
 	expired(2*span+30*time.Second, never)
-	back := 2*span + 20*time.Second + 2*time.Hour // the highest time
+	back := 2*span + 20*time.Second + 2*time.Hour // the highest time that the clock has shown
 	learn(t, e, 0, back+span-time.Minute)
 	expired(back+span-time.Minute, never)
 

@@ -40,7 +40,7 @@ type Estimate struct {
 	both  bool // the field now covers two readings of unknown order
 
 	since time.Duration // the elapsed time from which on the fields past and now know every setting of the clock
-	past  []era         // the remembered eras, the oldest first
+	past  []era         // the remembered eras (times between two settings of the clock), the oldest first
 	hold  time.Duration // the highest time that the clock showed before the clock was set back
 }
 

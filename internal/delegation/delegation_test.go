@@ -324,7 +324,7 @@ func TestAWithdrawnKey(t *testing.T) {
 			keys, err := w.Keyring.List(t.Context())
 			check(t, err)
 			for _, k := range keys {
-				if k.State == issuer.Next { // signs nothing: Alice's token stays good
+				if k.State == issuer.Next { // the next key has signed nothing, so Alice's token stays good
 					_, err = w.Keyring.Revoke(t.Context(), caller.AtCommandLine, k.KID)
 					check(t, err)
 					return
@@ -354,7 +354,7 @@ func TestAWithdrawnKey(t *testing.T) {
 			t.Errorf("the time of issue is %v ahead of the withdrawal, and %v of now", at.Sub(began), time.Until(at))
 		}
 
-		// A server that starts later has the moment too.
+		// A server that starts later reads the moment of the withdrawal, too.
 		before := w.moment(t)
 		again, err := feed.Open(t.Context(), w.Store, feed.Origin{Issuer: "https://auth.test", DatabaseID: "database"}, slog.New(slog.DiscardHandler))
 		check(t, err)
@@ -407,7 +407,7 @@ func (w *world) moment(t *testing.T) (at time.Time) {
 // The subject's token of a withdrawn key is refused by a server whose verifier has not heard of
 // the withdrawal: the server first reads the events up to its own reading of the rows.
 func TestAServerThatIsBehind(t *testing.T) {
-	w := newWorld(t, sessiontest.Slow(t)) // reads the database after its own changes alone
+	w := newWorld(t, sessiontest.Slow(t)) // a feed that reads the database only after its own changes
 	keys, err := w.Keyring.List(t.Context())
 	check(t, err)
 	var signs string

@@ -124,7 +124,7 @@ func TestFailureKeepsTheOldFile(t *testing.T) {
 	for name, fill := range map[string]func(*os.File) error{
 		"fill fails at once":    func(*os.File) error { return failed },
 		"fill fails half-way":   func(f *os.File) error { return errors.Join(write("half")(f), failed) },
-		"fill closes the draft": func(f *os.File) error { return f.Close() }, // so that syncing fails
+		"fill closes the draft": func(f *os.File) error { return f.Close() }, // closes the draft, so that syncing fails
 	} {
 		path := filepath.Join(t.TempDir(), "file")
 		if err := durable.Replace(path, write("the old file")); err != nil {

@@ -140,7 +140,7 @@ func TestAnUnfinishedRequestDoesNotHoldAStop(t *testing.T) {
 	if a, err := c.AnswerTo(callCtx(t), 9); err != nil || a.Status.Code() != codes.Unimplemented {
 		t.Fatalf("an unknown method: %+v, %v", a, err)
 	}
-	if took := s.stop(t); took >= 5*time.Second { // of --drain-timeout's ten
+	if took := s.stop(t); took >= 5*time.Second { // half of the ten seconds of --drain-timeout
 		t.Errorf("stopping took %v", took)
 	}
 }
@@ -163,7 +163,7 @@ func TestRefusedCallsLeaveNothing(t *testing.T) {
 			t.Fatalf("an unknown method: %+v, %v", a, err)
 		}
 	}
-	if most := s.memory(t, "VmHWM"); most > before+40 { // 65 more if each call left its timer
+	if most := s.memory(t, "VmHWM"); most > before+40 { // 65 MiB more if the server kept a timer for each refused call
 		t.Errorf("the server grew from %d to %d MiB", before, most)
 	}
 }

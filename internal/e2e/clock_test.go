@@ -91,7 +91,7 @@ func TestTheDatabasesClockIsSet(t *testing.T) {
 	eventually(t, soon, "logout", func() error { return is(revoked, out) })
 	for _, step := range []struct {
 		by           time.Duration
-		first, ended string // what becomes of the tokens of the right time
+		first, ended string // the expected answers for tokens that were minted while the clock was right
 	}{
 		{2 * time.Hour, expired, expired}, {0, good, revoked}, {-20 * time.Minute, invalid, invalid}, {0, good, revoked},
 	} {

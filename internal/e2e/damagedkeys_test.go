@@ -11,7 +11,7 @@ import (
 func TestDamagedKeyRows(t *testing.T) {
 	writtenOnBothEngines(t, func(t *testing.T, w *written) {
 		c := dial(t, w.grpcAddr)
-		tagOfNobody := append([]byte{1}, make([]byte, 60)...) // of a master key that is in no file
+		tagOfNobody := append([]byte{1}, make([]byte, 60)...) // a tag under a master key that is in no file
 		damages := []struct {
 			query string
 			args  []any

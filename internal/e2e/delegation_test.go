@@ -33,7 +33,7 @@ type hop struct {
 	account  *watchwordv1.User
 	own      *watchwordv1.TokenPair // a token for watchword, as the service's source has one
 	verifier *authn.Verifier        // accepts tokens for the audience
-	conn     *grpc.ClientConn       // to the service, without credentials
+	conn     *grpc.ClientConn       // leads to the service, without credentials
 	next     *grpc.ClientConn       // from the service to the next one, by OnBehalfOf; nil: the last service
 	shown    string                 // the token with which Alice, or the service before, called the service last
 }
@@ -42,10 +42,10 @@ type hop struct {
 type chain struct {
 	*server
 	c        *client
-	issuer   string                   // of the server, and so the audience of assertions
-	platform *authntest.ForeignIssuer // of the services
-	admin    *watchwordv1.TokenPair   // for watchword
-	alice    *watchwordv1.TokenPair   // for the first service
+	issuer   string                   // the issuer of the server, and so the audience of assertions
+	platform *authntest.ForeignIssuer // the platform of the services, which signs their assertions
+	admin    *watchwordv1.TokenPair   // tokens of admin for the audience watchword
+	alice    *watchwordv1.TokenPair   // tokens of alice for the first service
 	links    []*hop
 }
 

@@ -45,7 +45,8 @@ type evidence struct {
 	kept    map[string]int // the number of exhibits by kind; equal ones count again
 }
 
-// exhibit is a part of the file.
+// exhibit is a part of the file of evidence: a text that a server has answered, logged or
+// stored.
 type exhibit struct {
 	kind, name string
 	at, size   int64

@@ -30,7 +30,7 @@ type envoy struct {
 	t      *testing.T
 	conn   *grpc.ClientConn
 	client http.Client
-	url    string // of the HTTP address
+	url    string // the URL of the HTTP address
 }
 
 // extAuthz runs the program, and connects to it by TLS if ca is not nil.
@@ -162,7 +162,7 @@ func TestExtAuthz(t *testing.T) {
 	e.wants("", map[string]string{"public": "true"}, "")
 
 	wantOK(t, "the logout", c.logout(callCtx(t), pair))
-	allowed := 5 // with the two below
+	allowed := 5 // five calls so far, and the two calls below
 	eventually(t, startTimeout, "refusing the token after the logout", func() error {
 		_, err := e.ask(pair.GetAccessToken(), nil)
 		if err == nil {

@@ -25,7 +25,7 @@ import (
 // arrive earlier, in their order.
 type slowLine struct {
 	addr    string
-	delay   atomic.Int64 // ns
+	delay   atomic.Int64 // the delay in ns
 	running sync.WaitGroup
 }
 
@@ -95,7 +95,7 @@ type timed struct {
 	raw          string
 	minted       time.Time
 	expires      time.Time // by the database's clock
-	epoch        int       // the number of settings of the clock before
+	epoch        int       // how often the clock was set before the token was minted
 	out          time.Time // when the logout was acknowledged; zero before
 	expired      time.Time // since when the token has expired by the clock of the moment; zero: the token has not
 	refusedSince time.Time // by the verifier that goes on when stale

@@ -27,7 +27,7 @@ type lostChange struct {
 type lostUser struct {
 	what           string
 	id             string
-	name, password string // before the change
+	name, password string // the account as it was before the change
 	before         *watchwordv1.TokenPair
 }
 
@@ -91,9 +91,9 @@ var lostChanges = map[string]lostChange{
 // lost is a set of users with one lost change each, and a verifier that knows the changes.
 type lost struct {
 	users     []*lostUser
-	admin     *watchwordv1.TokenPair // from before the backup
-	bystander *watchwordv1.TokenPair // of a user without a lost change, from before the backup
-	raised    *watchwordv1.TokenPair // of a user with the role admin, which the backup lacks, and of a session in the backup
+	admin     *watchwordv1.TokenPair // a session of admin from before the backup
+	bystander *watchwordv1.TokenPair // a session, from before the backup, of a user without a lost change
+	raised    *watchwordv1.TokenPair // a session in the backup, of a user with the role admin, which the backup lacks
 	verifier  *authn.Verifier
 }
 

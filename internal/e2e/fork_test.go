@@ -101,7 +101,7 @@ func head(t *testing.T, in *installation, c *pgtest.Cluster) (seq int64) {
 // that know the newest events.
 type forked struct {
 	*installation
-	a, b     *client // of the two replicas
+	a, b     *client // clients of the two replicas
 	admin    *watchwordv1.TokenPair
 	password string
 	// kept is a session that ended before the fork. lost is a session that ended after the
@@ -110,8 +110,8 @@ type forked struct {
 	spare                  []*watchwordv1.TokenPair // sessions for logouts in the new history
 	end                    int64                    // the newest event of the old history
 	stream                 *bundleStream
-	verifier               *authn.Verifier // of the first replica
-	other                  *authn.Verifier // of the second replica
+	verifier               *authn.Verifier // a verifier of the first replica
+	other                  *authn.Verifier // a verifier of the second replica
 }
 
 // TestPromotedBehind kills the primary and promotes a standby that lacks the newest events.

@@ -103,7 +103,7 @@ func TestStrangerDoesNotShutOthersOut(t *testing.T) {
 // --hash-memory, and no goroutine and no memory of the logins remains.
 func TestManyLoginsAtOnce(t *testing.T) {
 	const (
-		memory = 128 // MiB
+		memory = 128 // in MiB
 		base   = 128 // MiB, for everything else; measured: 45 to 70 MiB
 	)
 	s := serveOn(t, 32, append(unthrottled, "--hash-memory", "128MiB")...) // without the flag, 31 hashes at a time: some 1,400 MiB

@@ -63,7 +63,7 @@ type event struct {
 	kind       kind
 	session    string
 	replica    int
-	generation int64 // of the presented token
+	generation int64 // the generation of the presented token
 	got        int64 // the generation of the new token
 	outcome    outcome
 	call, ret  int64 // start and answer, in ns since the recorder's start

@@ -29,8 +29,8 @@ type outage struct {
 	verifier *authn.Verifier
 	user     *watchwordv1.User
 	password string
-	pair     *watchwordv1.TokenPair // of a live session of the user
-	ended    *watchwordv1.TokenPair // of a session that ended before the outage
+	pair     *watchwordv1.TokenPair // the tokens of a live session of the user
+	ended    *watchwordv1.TokenPair // the tokens of a session that ended before the outage
 }
 
 // TestDatabaseDown kills the database, and in a second run freezes the database. Calls that

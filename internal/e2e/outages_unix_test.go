@@ -17,7 +17,7 @@ import (
 // outages is the log of a verifier that measures the times without a stream.
 type outages struct {
 	mu      sync.Mutex
-	since   time.Time // of the present outage; zero with a stream
+	since   time.Time // when the present outage began; zero while there is a stream
 	longest time.Duration
 	count   int
 }

@@ -66,7 +66,7 @@ func TestRootBesideAService(t *testing.T) {
 	wantExit(t, 0, cli(t, dir, newPassword(), "user", "create", "alice", "--datastore-uri", database(dir)))
 	serveAs()
 	key := filepath.Join(dir, "watchword.db.master-key")
-	if err := os.Chmod(key, 0o640); err != nil { // the mode of the operator
+	if err := os.Chmod(key, 0o640); err != nil { // the operator has chosen this mode, and the command must keep the mode
 		t.Fatal(err)
 	}
 	wantExit(t, 0, cli(t, dir, "", "key", "reseal", "--new-master-key", "--datastore-uri", database(dir)))

@@ -41,7 +41,7 @@ func TestFirstPassword(t *testing.T) {
 func firstStart(t *testing.T, cmd *exec.Cmd) (out, logged string) {
 	t.Helper()
 	printed, log := newOutput(), newOutput()
-	cmd.Env, cmd.Stdout, cmd.Stderr = environment(), printed, log // not files, so each is a pipe
+	cmd.Env, cmd.Stdout, cmd.Stderr = environment(), printed, log // the two outputs are no files, so the process gets a pipe for each
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ type exchange struct {
 	creds            *authn.TLSCredentials
 	token            string
 	ca               *authority
-	trusted          atomic.Pointer[x509.CertPool] // of the client that asks over HTTP, which reads no files
+	trusted          atomic.Pointer[x509.CertPool] // the CAs of the client that asks over HTTP, which reads no files
 	logged           map[string]int                // how many lines of a kind were awaited
 	calls, handshake atomic.Int64
 }
@@ -406,7 +406,7 @@ func TestHangupReadsTheSettings(t *testing.T) {
 	wantOK(t, "GetKeySet", err)
 	s.awaitLog(t, regexp.MustCompile(`level=DEBUG msg="finished call".*GetKeySet`))
 	write("log-level: error\n")
-	s.hangup(t, "the settings are read again", "log_level=error") // the last line of this level
+	s.hangup(t, "the settings are read again", "log_level=error") // from the next line on, the log has errors only
 	write("log-level: debug\nlog-level: info\n")
 	s.hangup(t, "the settings cannot be read again", "log-level stands in line 1 too")
 	write("log-level: debug\n")

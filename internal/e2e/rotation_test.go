@@ -319,7 +319,7 @@ func TestCopiedDatabase(t *testing.T) {
 	hidden := map[string]string{"the admin's password": s.admin, "a user's password": password}
 	for i := range 3 {
 		for what, raw := range map[string]string{"access": alice.GetAccessToken(), "refresh": alice.GetRefreshToken()} {
-			hidden[fmt.Sprintf("%s token %d", what, i)] = raw[len(raw)-20:] // of its signature or MAC
+			hidden[fmt.Sprintf("%s token %d", what, i)] = raw[len(raw)-20:] // the end of the token, a part of its signature or MAC
 			decoded := string(unbase64(strings.TrimPrefix(raw[strings.LastIndex(raw, ".")+1:], "wwrt_")))
 			hidden[fmt.Sprintf("%s token %d, in bytes", what, i)] = decoded[len(decoded)-12:]
 		}

@@ -68,7 +68,7 @@ type load struct {
 	password string
 
 	mu   sync.Mutex
-	took []time.Duration // of each call, without logins
+	took []time.Duration // the duration of each call, without logins
 }
 
 // run makes calls with each pair of tokens at once, and puts the newest tokens in pairs. The

@@ -34,7 +34,7 @@ const (
 // proxied is a server behind a proxy, with a verifier, and a client that calls all the time.
 type proxied struct {
 	server   *server
-	flags    []string // of the server
+	flags    []string // the flags of the server
 	gateway  *gateway
 	client   *client
 	verifier *authn.Verifier

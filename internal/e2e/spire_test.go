@@ -35,7 +35,7 @@ type spire struct {
 	home   string            // the working directory of the commands
 	docs   *strings.Replacer // puts the addresses of the test in the place of those of the documentation
 	text   string            // the section of the documentation
-	socket string            // of the SPIRE server, for its commands
+	socket string            // the socket of the SPIRE server, for its commands
 	agent  *workloadapi.Client
 }
 

@@ -103,7 +103,7 @@ type account struct {
 type guest struct {
 	name, id string
 	deleted  bool
-	checked  bool // since the deletion
+	checked  bool // whether the test has checked the deleted guest
 }
 
 // call is a call of an account to the server.

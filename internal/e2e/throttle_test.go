@@ -89,7 +89,7 @@ func TestGuessesFromManyAddresses(t *testing.T) {
 	next, err := c.known(t, "alice", password, device)
 	wantOK(t, "the known device", err)
 
-	began := time.Now() // the owner's time is 30 s long
+	began := time.Now() // the owner can use the promised time for 30 s
 	eventually(t, promised+20*time.Second, "the owner on a new device", func() error { return stranger.tryLogin(callCtx(t), "alice", password) })
 	t.Logf("the owner got in after %v, promised %v", time.Since(began), promised)
 
@@ -197,7 +197,7 @@ func TestGuessesWithAStolenRefreshToken(t *testing.T) {
 			guess()
 		}
 	}()
-	time.Sleep(wait + time.Second) // the owner's time is 10 s long
+	time.Sleep(wait + time.Second) // the owner can use the promised time for 10 s
 	_, err = owner.known(t, "admin", s.admin, device)
 	wantOK(t, "the owner at the promised time", err)
 	stop()

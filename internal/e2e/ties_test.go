@@ -86,7 +86,7 @@ func TestMoreNetworksThanConnections(t *testing.T) {
 		t.Fatalf("the login of the known network: %+v, %v", a, err)
 	}
 	for i := range 3 * places {
-		if c, err := strangertest.Connect(attacker(i), s.grpcAddr); err == nil { // else closed at once
+		if c, err := strangertest.Connect(attacker(i), s.grpcAddr); err == nil { // an error means that the server has closed the connection at once
 			t.Cleanup(func() { c.Close() })
 		}
 	}

@@ -31,7 +31,7 @@ var findBuf = sync.OnceValue(func() error {
 
 // A reader is in a shell with the variables of docs/tools.md: the reader has logged in at a server.
 type reader struct {
-	login string // the lines of the page
+	login string // the lines of the page that log in
 	block int    // in a section: of the blocks for TLS 0, of those without TLS 1
 	env   []string
 }

@@ -23,8 +23,8 @@ import (
 // only the connections send a call again.
 type workload struct {
 	*mixture
-	clients  map[string]*client // of the replicas, by how a client finds the replicas
-	admin    *client            // of the ready replicas
+	clients  map[string]*client // the workers' clients, by how a client finds the replicas
+	admin    *client            // a client of the replicas that are ready
 	token    *watchwordv1.TokenPair
 	services map[string]*grpc.ClientConn
 	attempts attemptCount
@@ -33,8 +33,8 @@ type workload struct {
 	workers  sync.WaitGroup
 
 	mu       sync.Mutex // guards the fields below
-	name     string     // of the present phase
-	lines    []string   // of the transcript
+	name     string     // the name of the present phase
+	lines    []string   // the lines of the transcript
 	now      phaseFigures
 	gone     []*watchwordv1.TokenPair // revoked, and refused everywhere since
 	failures []string
@@ -43,9 +43,9 @@ type workload struct {
 // phaseFigures are counts of a phase.
 type phaseFigures struct {
 	calls, guarded, revoked int
-	retried, transparent    int64 // at the beginning of the phase
+	retried, transparent    int64 // the numbers when the phase began
 	longest                 time.Duration
-	method                  string // of the longest call
+	method                  string // the method of the longest call
 	began                   time.Time
 }
 

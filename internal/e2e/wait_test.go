@@ -94,7 +94,7 @@ func TestKeyCommandsWait(t *testing.T) {
 	door.set(lineFaults{})
 	notes.signal(t, pgtest.Thaw)
 	select {
-	case <-patient.exited: // with status 0, which the end of the test checks
+	case <-patient.exited: // the command has ended with status 0, which the end of the test checks
 	case <-time.After(runTimeout):
 		t.Fatalf("the command goes on after every watcher has the change: %s", patient.stderr)
 	}

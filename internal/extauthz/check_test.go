@@ -36,7 +36,7 @@ type envoy struct {
 // A seen request is a request as the service behind Envoy sees it, or the refusal as the client
 // sees it.
 type seen struct {
-	headers  map[string][]string // of the request that goes on; nil after a refusal
+	headers  map[string][]string // the headers of the request that goes on; nil after a refusal
 	http     int                 // the HTTP status of a refusal
 	err      error               // the status of a refusal: of gRPC, or in the body as JSON
 	response map[string]string   // the headers of a refusal
@@ -82,7 +82,7 @@ func (e envoy) ask(path string, headers ...string) seen {
 		}
 		sent[h.GetHeader().GetKey()] = []string{h.GetHeader().GetValue()}
 	}
-	for _, name := range ok.GetHeadersToRemove() { // after the new values
+	for _, name := range ok.GetHeadersToRemove() { // the program removes headers after it has set the new values
 		delete(sent, name)
 	}
 	return seen{headers: sent}

@@ -131,7 +131,7 @@ func TestFetch(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		row  *store.Issuer
-		want string // in the error; empty: the keys
+		want string // a part of the error; empty: Fetch returns the keys
 	}{
 		{"a URL", w.row(w.URL + "/jwks"), ""},
 		{"OpenID Connect discovery", at("/oidc"), ""},

@@ -25,7 +25,7 @@ const (
 // checked is an assertion with a right form and a right signature. A checked never changes.
 type checked struct {
 	says   token.Foreign
-	key    crypto.PublicKey // that checked the signature
+	key    crypto.PublicKey // the key that checked the signature
 	claims map[string]any
 }
 

@@ -11,9 +11,9 @@ func CatchUp(f *Feed, ctx context.Context) error { return f.readTail(ctx) }
 // CountTicks counts ticks until a second attempt begins.
 func CountTicks(f *Feed) {
 	ctx, stop := context.WithCancel(context.Background())
-	f.tick <- struct{}{} // has room for one
+	f.tick <- struct{}{} // the channel has room for one tick
 	go func() {
-		f.tick <- struct{}{} // taken after the first attempt
+		f.tick <- struct{}{} // the channel takes this tick after the first attempt
 		f.tick <- struct{}{}
 		stop()
 	}()

@@ -196,7 +196,7 @@ func TestALongHandshakeEnds(t *testing.T) {
 	client, server := net.Pipe()
 	defer client.Close()
 	sent := make(chan int, 1)
-	go func() { _, _ = io.Copy(io.Discard, client) }() // an alert
+	go func() { _, _ = io.Copy(io.Discard, client) }() // reads the TLS alert of the server
 	go func() {
 		n := 0
 		defer func() { sent <- n }()
@@ -267,8 +267,8 @@ func TestRequestsGiveTheirPlacesBack(t *testing.T) {
 	if err != nil {
 		t.Fatalf("a request of another peer: %v", err)
 	}
-	<-calls[1].Done() // gave way
-	ends[0]()         // a client that leaves
+	<-calls[1].Done() // the second call has lost its place
+	ends[0]()         // the client of the first call leaves
 	<-calls[0].Done()
 	for g.requests.Held() > 1 { // a sweep finds the calls that have ended without a handler
 		time.Sleep(time.Millisecond)

@@ -104,7 +104,7 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 			waiting <- w
 		}()
 		synctest.Wait()
-		opening(t, held[0]) // read to its end
+		opening(t, held[0]) // reads the snapshot to its end, so that the next snapshot begins
 		(<-waiting).Close()
 		for _, w := range held {
 			w.Close()

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type source struct {
 	*hub.Hub
 	passed  []hub.Position
-	change  watchwordv1.Change // everything so far
+	change  watchwordv1.Change // every change so far, merged
 	refresh func(context.Context) error
 }
 

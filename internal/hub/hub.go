@@ -73,7 +73,7 @@ type Hub struct {
 	resumeKey []byte // the key for the MAC of resume tokens
 	refresh   func(context.Context) error
 	places    *share.Pool
-	turns     *share.Turns   // of the snapshots, by the name of the peer
+	turns     *share.Turns   // bounds the snapshots, by the name of the peer
 	process   []byte         // a random id of this process
 	elapsed   *clock.Elapsed // the process clock
 

@@ -18,7 +18,7 @@ import (
 // one stream to the next.
 type client struct {
 	ended    map[string]bool
-	lifetime time.Duration // of the trust state
+	lifetime time.Duration // the longest lifetime of a token, from the trust state
 	at       []byte
 	w        *hub.Watcher // nil between two streams
 }

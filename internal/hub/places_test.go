@@ -60,7 +60,7 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 			waiting <- err
 		}()
 		synctest.Wait()
-		for i, want := range []struct{ strangers, certified int }{{1, 0}, {1, 1}} { // 6 and 6, 4 and 6, 4 and 5
+		for i, want := range []struct{ strangers, certified int }{{1, 0}, {1, 1}} { // the places of strangers and of certified: first 6 and 6, then 4 and 6, then 4 and 5
 			w, err := s.Watch(t.Context(), hub.Peer{Name: "newcomer"}, nil)
 			if err != nil {
 				t.Fatalf("newcomer %d: %v", i, err)
@@ -135,9 +135,9 @@ func TestAGoodResumeIsNoStranger(t *testing.T) {
 	s, good := known(t, "one")
 	_, atStart := opening(t, watch(t, newSource(), nil))
 	forged := slices.Clone(good)
-	forged[8]++ // the tag
+	forged[8]++ // changes the tag of the event in the token
 	ahead := slices.Clone(good)
-	ahead[7]++ // the number
+	ahead[7]++ // changes the number of the event in the token
 	for what, c := range map[string]struct {
 		resume []byte
 		want   bool

@@ -48,7 +48,7 @@ var ErrLoggedOut = errors.New("another command has logged out")
 // one for all other audiences.
 type Login struct {
 	Username string `json:"username"`
-	Admin    bool   `json:"admin,omitempty"` // for the audience of administration alone
+	Admin    bool   `json:"admin,omitempty"` // true for a login with the audience of administration alone
 	// Device holds the newest refresh token of the last login, also if the session has ended.
 	// The server knows the device by this refresh token, so that wrong passwords of clients
 	// without a token of the same session do not delay a login.

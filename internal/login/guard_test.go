@@ -165,7 +165,7 @@ func TestStolenDevice(t *testing.T) {
 		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, stolen.Refresh); got != "ok" {
 			t.Errorf("the owner with the stolen token: %s", got)
 		}
-		for range 3 { // by the count of the username
+		for range 3 { // these logins succeed by the count of the username
 			if got := thief(); got != "wrong" {
 				t.Fatalf("the thief: %s", got)
 			}
@@ -296,7 +296,7 @@ func TestGuessesFromOneSource(t *testing.T) {
 		{"192.0.2.2", "alice", "", "ok"},
 	} {
 		if c.want == "wait" {
-			for g.try(t, c.from, "somebody", wrong, "") == "wrong" { // until the burst is spent again
+			for g.try(t, c.from, "somebody", wrong, "") == "wrong" { // uses up the free tries of the source again
 				continue
 			}
 		}

@@ -67,7 +67,7 @@ func TestAudience(t *testing.T) {
 			t.Fatalf("login for watchword and billing: %v", err)
 		}
 		for _, c := range []struct{ asked, want []string }{
-			{nil, []string{"internal"}}, // the first
+			{nil, []string{"internal"}}, // the first audience of the server
 			{[]string{"billing", "billing"}, []string{"billing"}},
 			{[]string{"billing", "internal"}, []string{"billing", "internal"}},
 			{[]string{"watchword"}, []string{"watchword"}},

@@ -54,7 +54,7 @@ func TestPeersOfCalls(t *testing.T) {
 	logins := w.NewLogins(t, w.Sessions, pool)
 	by := world{w}.caller(t, w.Alice.ID, w.Login(t))
 	pw := sessiontest.Parse(t, sessiontest.Password)
-	for range 2 { // one network fills the queue
+	for range 2 { // the logins of one network fill the queue
 		turn, err := pool.Enter(t.Context(), password.Stranger("2001:db8:0:1::/64"))
 		if err != nil {
 			t.Fatal(err)

@@ -255,8 +255,8 @@ func TestSecondHashOfATurnDoesNotWait(t *testing.T) {
 		})
 		synctest.Wait()
 		c.arriveMany(Stranger("b"), "b")
-		c.finish() // Compare
-		c.finish() // Hash
+		c.finish() // ends the hash of Compare
+		c.finish() // ends the second hash, of Hash
 		c.expectWaiting("b")
 		c.finish()
 		c.expectAnswer(nil, "b")
@@ -272,12 +272,12 @@ func TestReservedPlaces(t *testing.T) {
 
 		c.arriveMany(Admin("root"), "root 1", "root 2")
 		c.expectWaiting("waits", "root 1", "root 2")
-		c.arriveMany(Stranger("a"), "a refused") // although root has two places
+		c.arriveMany(Stranger("a"), "a refused") // all places are taken, and a stranger gets none, although root has two places
 		c.expectAnswer(ErrOverloaded, "a refused")
 		c.arriveMany(Admin("another"), "another 1")
 		c.expectAnswer(ErrOverloaded, "root 2")
 		c.expectWaiting("waits")
-		c.arriveMany(User("alice"), "alice 1") // a signed-in user wins a tie
+		c.arriveMany(User("alice"), "alice 1") // if peers hold equally many places, a signed-in user gets the place of a stranger
 		c.expectAnswer(ErrOverloaded, "waits")
 		c.finishAll()
 		c.expectAnswer(nil, "runs", "root 1", "another 1", "alice 1")

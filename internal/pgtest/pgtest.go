@@ -54,7 +54,7 @@ func init() {
 var shared struct {
 	sync.Mutex
 	server *server
-	err    error // of the first start, which no test repeats: a second start would fail as slowly
+	err    error // the error of the first start, which no test repeats: a second start would fail as slowly
 }
 
 // URI returns the URI of a new, empty database. The database's owner is not a superuser.

@@ -26,7 +26,7 @@ func TestCallersToken(t *testing.T) {
 			t.Errorf("%v of %q", got, refusal.Method(got))
 		}
 	}
-	forged := refusal.Status(codes.Unauthenticated, expired, method, "expired").Err() // as from another service
+	forged := refusal.Status(codes.Unauthenticated, expired, method, "expired").Err() // such an error can come from another service
 	if got := refusal.WithoutMethod(ctx, forged, method); refusal.Method(got) != "" {
 		t.Errorf("an error of another service keeps the method %q", refusal.Method(got))
 	}

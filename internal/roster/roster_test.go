@@ -190,7 +190,7 @@ func TestAStopDeletesTheRowOfAKilledPredecessor(t *testing.T) {
 			}
 			return nil
 		})
-		insert(3, "restarted") // of a replica that runs on another machine with the same name
+		insert(3, "restarted") // the row of a replica on another machine with the same name
 		stop()
 		if got := rows(); !slices.Equal(got, []string{"killed", "observer", "restarted"}) {
 			t.Errorf("after the stop, the rows are of %q; want the observer, the killed one, and the one that wrote last", got)
@@ -261,7 +261,7 @@ func TestARosterAtRest(t *testing.T) {
 // The largest summary that strangers can cause is written again before the replica counts as
 // one that does not answer.
 func TestTheLargestSummaryIsWrittenInTime(t *testing.T) {
-	const streams, words, reasons, id = 1536, 128, 64, 32 // by default; and the bounds of package rpc
+	const streams, words, reasons, id = 1536, 128, 64, 32 // the largest values by default, and by the bounds of package rpc
 	longest := strings.Repeat("\x01", words)
 	refusals := map[int32]uint64{}
 	for i := range int32(reasons) {

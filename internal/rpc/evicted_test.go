@@ -59,7 +59,7 @@ func TestAVerifierThatLosesItsPlaceMissesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := install(t)
 		tr := in.replica(t, in.store)
-		tr.watch(t) // of the same peer, so that the peer is the one that holds most
+		tr.watch(t) // a second stream of the same peer, which now holds most
 		synctest.Wait()
 		v, err := authn.NewVerifier(t.Context(), dial(t, func() *bufconn.Listener { return tr.listener }), authn.WithAudience("internal"))
 		if err != nil {

@@ -201,7 +201,7 @@ const many = 2_001
 // place for a snapshot.
 func TestAWatcherThatReadsNothingIsSentAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const deaf = 16 // all that one peer may be sent at a time
+		const deaf = 16 // the largest number of snapshots that one peer gets at a time
 		tr := serveTrust(t, many)
 		began := time.Now()
 		var streams []bundle
@@ -230,7 +230,7 @@ func TestAWatcherThatReadsNothingIsSentAway(t *testing.T) {
 			t.Errorf("%d slow watchers are counted, want %d", slow, deaf)
 		}
 		synctest.Wait()
-		if all, left := tr.places(t, "another"), tr.places(t, "bufconn"); left != all-1 { // late's
+		if all, left := tr.places(t, "another"), tr.places(t, "bufconn"); left != all-1 { // only the stream late holds a place
 			t.Errorf("%d places are left of %d", left, all)
 		}
 		for _, stream := range streams {

@@ -88,7 +88,7 @@ func TestAStreamOfEventsThatIsNotRead(t *testing.T) {
 		for n := 0; n < records; {
 			n += read()
 		}
-		if _, err := client.WatchEvents(ctx, every); err != nil { // and reads nothing
+		if _, err := client.WatchEvents(ctx, every); err != nil { // the client opens the stream and reads nothing
 			t.Fatal(err)
 		}
 		synctest.Wait()

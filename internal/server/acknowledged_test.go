@@ -39,7 +39,7 @@ func TestLogoutIsKnownAtOnce(t *testing.T) {
 			tokens = resp.GetTokens()
 		}
 		wants(t, "before", h.verify(t, tokens.GetAccessToken()), "ok")
-		for range 2 { // the second has nothing left to do
+		for range 2 { // the second call has nothing left to do
 			logout(spent)
 			wants(t, "Verify", h.verify(t, tokens.GetAccessToken()), "TOKEN_REVOKED")
 		}
@@ -72,7 +72,7 @@ func TestRevokeSessionIsKnownAtOnce(t *testing.T) {
 		}
 		raw := mint(id)
 		wants(t, "before", h.verify(t, raw), "ok")
-		for range 2 { // the second has nothing left to do
+		for range 2 { // the second call has nothing left to do
 			if _, err := h.sessions.RevokeSession(by.as(t.Context()), &watchwordv1.RevokeSessionRequest{SessionId: id}); err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +99,7 @@ func TestRevokeUserSessionsIsKnownAtOnce(t *testing.T) {
 	wants(t, "the first one", h.verify(t, a.GetAccessToken()), "TOKEN_REVOKED")
 	wants(t, "the first one's refresh", h.refresh(t, a.GetRefreshToken()), "SESSION_REVOKED")
 
-	// One's own, this session included.
+	// A user ends all sessions of the user, also the session of the call.
 	h.relogin(t, a)
 	if _, err := h.sessions.RevokeUserSessions(a.as(t.Context()), &watchwordv1.RevokeUserSessionsRequest{}); err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestUpdateUserIsKnownAtOnce(t *testing.T) {
 			change = &watchwordv1.User{Username: a.name}
 		}
 		wants(t, "before", h.verify(t, a.GetAccessToken()), "ok")
-		for range 2 { // the second has nothing left to do
+		for range 2 { // the second call has nothing left to do
 			update(change)
 			wants(t, "Verify", h.verify(t, a.GetAccessToken()), "TOKEN_STALE")
 		}
@@ -277,7 +277,7 @@ func TestReuseIsKnownAtOnce(t *testing.T) {
 		first := h.admin.GetRefreshToken()
 		var last *watchwordv1.TokenPair
 		for next := first; ; next = last.GetRefreshToken() {
-			time.Sleep(3 * time.Millisecond) // the grace, twice over
+			time.Sleep(3 * time.Millisecond) // longer than two grace periods
 			resp, err := h.auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: next})
 			if err != nil {
 				t.Fatal(err)

@@ -79,13 +79,13 @@ func TestWhatIsDoneIsOnRecord(t *testing.T) {
 		first := h.events(t, &watchwordv1.ListEventsRequest{})
 		begun := time.Now()
 
-		alice := h.make(t, "reader") // user.created, login
+		alice := h.make(t, "reader") // makes the events user.created and login
 		one := alice.TokenPair
 		must(h.users.UpdateUser(admin, &watchwordv1.UpdateUserRequest{
 			User: &watchwordv1.User{Id: alice.id, Roles: []string{"writer", "reader"}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"roles"}}}))
-		must(h.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: one.GetRefreshToken()})) // leaves nothing
+		must(h.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: one.GetRefreshToken()})) // a refresh leaves no record
 		must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()}))
-		must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()})) // nothing was left to do
+		must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()})) // the session has ended before, so this call leaves no record
 		h.relogin(t, alice)
 		two := alice.TokenPair
 		must(h.sessions.RevokeSession(admin, &watchwordv1.RevokeSessionRequest{SessionId: two.GetSessionId()}))

@@ -26,7 +26,7 @@ import (
 // the other for a stint, so that both see the same machine.
 const (
 	stint     = time.Second
-	longStint = 2 * time.Second // of hashes, of which a short one would hold few
+	longStint = 2 * time.Second // longer for hashes: few hashes fit into a short stint
 )
 
 // side is one of two that are compared.

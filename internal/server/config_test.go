@@ -16,7 +16,7 @@ func TestValidate(t *testing.T) {
 	issuer := func(name string) edit { return func(c *server.Config) { c.Issuer = name } }
 	for name, test := range map[string]struct {
 		edit
-		want string // in the error; empty: none
+		want string // a part of the error; empty: no error
 	}{
 		"as it is":                     {func(*server.Config) {}, ""},
 		"no audience":                  {func(c *server.Config) { c.Audience = nil }, "--audience"},

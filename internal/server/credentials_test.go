@@ -67,7 +67,7 @@ func TestCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	calls(sessions, "ok") // TOKEN_STALE, and made again
+	calls(sessions, "ok") // the first attempt gets TOKEN_STALE, and the call is sent again with a new token
 	if newest == first {
 		t.Error("the token was not refreshed")
 	}
@@ -90,7 +90,7 @@ func TestCredentials(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	calls(sessions, "ok") // logged in anew
+	calls(sessions, "ok") // the source has logged in again
 	calls(resumed, "SESSION_REVOKED")
 
 	source, err = tokensource.Password(h.conn, a.name, "not "+a.password)

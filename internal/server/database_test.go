@@ -113,7 +113,7 @@ func keyMaterial(t *testing.T, h *harness) map[string][]byte {
 	h.behind(t, func(tx *feed.Tx) error {
 		signing, err := tx.SigningKeys()
 		for _, row := range signing {
-			if !row.RevokedAt.IsZero() { // destroyed
+			if !row.RevokedAt.IsZero() { // the private half of a withdrawn key is destroyed
 				continue
 			}
 			all["the sealed key "+row.KID] = row.SealedKey

@@ -33,7 +33,7 @@ type leastExchange struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	client    watchwordv1.AuthServiceClient
 	answer    *watchwordv1.ExchangeTokenResponse
-	input     []byte // of the signature of the assertion
+	input     []byte // the signed part of the assertion
 	signature []byte
 	public    *rsa.PublicKey
 	private   ed25519.PrivateKey

@@ -44,8 +44,8 @@ type platform struct {
 	issuer  *store.Issuer
 	token   string
 	subject string
-	claims  []string // of the binding
-	other   []string // of a binding of another account, which must not match
+	claims  []string // the claims of the binding
+	other   []string // the claims of another account's binding, which must not match
 }
 
 // kubernetes returns a projected token of a service account as the API server makes it, with
@@ -514,7 +514,7 @@ func TestSizeOfAServiceToken(t *testing.T) {
 	h.behind(t, func(tx *feed.Tx) error {
 		u, err := tx.UserByName(name)
 		if err == nil {
-			u.Version = time.Now().Unix() // as after a change
+			u.Version = time.Now().Unix() // a version as after a change
 			err = tx.UpdateUser(u)
 		}
 		return err

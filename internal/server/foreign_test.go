@@ -38,7 +38,7 @@ func (o jsonObject) with(other jsonObject) jsonObject {
 type foreign struct {
 	name, iss string
 	keys      map[string]crypto.Signer
-	algs      map[string]string // of each key
+	algs      map[string]string // the algorithm of each key
 }
 
 var foreignKeys = map[string]crypto.Signer{} // by algorithm: RSA keys take long to make

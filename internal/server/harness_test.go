@@ -76,16 +76,16 @@ type harness struct {
 
 	folder, database string
 	announced        string                       // the first admin's password
-	admin            *account                     // logged in
-	stop             func() error                 // everything
-	stopServing      func() error                 // the server alone
-	second           func() (*store.Store, error) // the database, opened once more
+	admin            *account                     // an account with a live session
+	stop             func() error                 // stops the server and closes everything
+	stopServing      func() error                 // stops the server alone
+	second           func() (*store.Store, error) // opens the server's database once more
 }
 
 // account is a user with a password and, after a login, tokens.
 type account struct {
 	id, name, password string
-	audience           []string // of its logins; none: the server's first
+	audience           []string // the audience of the account's logins; none: the first audience of the server
 	*watchwordv1.TokenPair
 }
 
@@ -253,7 +253,7 @@ func closeShared() error {
 	return err
 }
 
-var accounts int // that were made so far, for names of their own
+var accounts int // the number of accounts made so far, for unique names
 
 // make makes an account with roles, and logs it in.
 func (h *harness) make(t *testing.T, roles ...string) *account {

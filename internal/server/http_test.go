@@ -71,7 +71,7 @@ func TestJWKS(t *testing.T) {
 					t.Errorf("%v: %v", k, err)
 				}
 			}
-			// And they verify what is issued.
+			// The keys of the JWKS verify the tokens that the server mints.
 			find := func(kid string) *token.PublicKey {
 				for _, k := range set.GetKeys() {
 					if k.GetKid() == kid {

@@ -16,7 +16,7 @@ import (
 // heap is what is in use, when what is not has been collected.
 func heap() int {
 	var m runtime.MemStats
-	for range 2 { // what has a finalizer goes in the second
+	for range 2 { // the second run frees objects with a finalizer
 		runtime.GC()
 	}
 	runtime.ReadMemStats(&m)
@@ -38,7 +38,7 @@ func TestComingAndGoingLeavesNothing(t *testing.T) {
 	})
 	first := *h.admin
 	h.relogin(t, h.admin)
-	// What is acknowledged after them the feed knows.
+	// The feed knows every event from before this acknowledged logout.
 	if _, err := h.auth.Logout(t.Context(), &watchwordv1.LogoutRequest{RefreshToken: first.GetRefreshToken()}); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestComingAndGoingLeavesNothing(t *testing.T) {
 			}
 		}
 	}
-	round() // opens what stays open
+	round() // the first round opens connections that stay open
 	was, running := heap(), goleak.IgnoreCurrent()
 	for range rounds {
 		round()

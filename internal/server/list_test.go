@@ -83,7 +83,7 @@ func TestListUsers(t *testing.T) {
 	})
 	for size, wantSizes := range map[int32][]int{
 		0: append(slices.Repeat([]int{50}, 42), 1), 7: append(slices.Repeat([]int{7}, 300), 1), 1000: {1000, 1000, 101},
-		1001: {1000, 1000, 101}, 1<<31 - 1: {1000, 1000, 101}, 191: slices.Repeat([]int{191}, 11), // whole: no empty page behind it
+		1001: {1000, 1000, 101}, 1<<31 - 1: {1000, 1000, 101}, 191: slices.Repeat([]int{191}, 11), // the last page is full, and no empty page follows
 	} {
 		sizes, all := pages(t, func(pageToken string) (ids []string, next string, err error) {
 			resp, err := h.users.ListUsers(h.admin.as(t.Context()), &watchwordv1.ListUsersRequest{PageSize: size, PageToken: pageToken})

@@ -115,7 +115,7 @@ var moves = []struct {
 		t.Error("every stream got a place")
 	}},
 	{`watchword_password_overloads_total`, func(t *testing.T, h *harness) {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // a few hashes
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // enough time for a few hashes only
 		defer cancel()
 		var logins sync.WaitGroup
 		for range 60 {
@@ -215,7 +215,7 @@ func TestMetricsMove(t *testing.T) {
 			_ = h.conn.Invoke(t.Context(), "/"+name+"/Login", &emptypb.Empty{}, &emptypb.Empty{})
 			_, _ = h.auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: name, Audience: name})
 			_, _ = h.auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: name, Audience: []string{name}})
-			if i < 10 { // a hash each
+			if i < 10 { // each login takes the time of a hash
 				_, _ = h.auth.Login(t.Context(), &watchwordv1.LoginRequest{Username: name, Password: "guessed by a stranger"})
 			}
 		}

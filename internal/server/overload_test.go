@@ -22,7 +22,7 @@ func TestOverload(t *testing.T) {
 	const callers, enough = 400, 5
 	errs, took := make([]error, callers), make([]time.Duration, callers)
 	var helped string
-	answered := make(chan struct{}, callers) // after a hash
+	answered := make(chan struct{}, callers) // receives a value after each hash
 	busy := h.verifying(t, func() {
 		var tasks sync.WaitGroup
 		ctx, giveUp := context.WithCancel(t.Context())

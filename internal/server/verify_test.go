@@ -159,7 +159,7 @@ func TestWycheproofIsRefused(t *testing.T) {
 		_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{})
 		refusedBy(t, err, invalid, "access_token")
 	})
-	// The server itself, whose keys are others.
+	// The server itself refuses the suite's tokens, since the server has other keys.
 	h := shared(t)
 	for _, raw := range all {
 		wants(t, "Verify", h.verify(t, raw), "TOKEN_INVALID")

@@ -97,7 +97,7 @@ func TestSessionsEndByAge(t *testing.T) {
 		w := sessiontest.Slow(t)
 		began := time.Now()
 		unused, untouched, used := w.Login(t), w.Login(t), w.Login(t)
-		for range 3 { // 87 hours
+		for range 3 { // 87 hours in all
 			time.Sleep(29 * time.Hour)
 			used = w.Refresh(t, used.Refresh)
 		}

@@ -70,7 +70,7 @@ func TestALogoutThatIsCutIsDone(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	for _, fate := range []pgtest.Fate{pgtest.CutBefore, pgtest.CutAfter} {
 		tokens := w.Login(t)
-		proxy.Judge(sessiontest.CutOnce("UPDATE sessions", fate)) // the trip of the COMMIT
+		proxy.Judge(sessiontest.CutOnce("UPDATE sessions", fate)) // cuts the round trip of the COMMIT
 		err := w.Sessions.Logout(t.Context(), tokens.Refresh)
 		proxy.Judge(nil)
 		if err != nil {

@@ -37,13 +37,13 @@ func TestNewcomerTakesFromTheHeaviest(t *testing.T) {
 			t.Fatal("no place although places are free")
 		}
 	}
-	if take("b") == nil || take("c") == nil { // 4,1 to 3,2 to 2,2,1
+	if take("b") == nil || take("c") == nil { // the peers' places go from 4 and 1 to 3 and 2, and then to 2, 2 and 1
 		t.Fatal("a light peer was refused beside a heavy one")
 	}
 	if lost["a"] != 2 || lost["b"]+lost["c"] != 0 {
 		t.Errorf("lost: %v", lost)
 	}
-	if take("c") != nil { // 2,2,1 to 2,1,2 would only trade places
+	if take("c") != nil { // a change from 2, 2, 1 to 2, 1, 2 would only trade places
 		t.Error("two peers take places from each other")
 	}
 	if take("d") == nil {
@@ -72,7 +72,7 @@ func TestStrangersGiveWayFirst(t *testing.T) {
 	take(Stranger, "c", "c's stranger")
 	take(Stranger, "a", "a's second stranger")
 	take(Ordinary, "a", "a's ordinary client")
-	take(Ordinary, "d", "d's ordinary client") // the places are taken: 5, 2, 2 and 1
+	take(Ordinary, "d", "d's ordinary client") // all places are taken: the weights of a to d are 5, 2, 2 and 1
 	take(Stranger, "e", "e's stranger")
 	take(Ordinary, "f", "f's ordinary client")
 	take(Ordinary, "g", "g's ordinary client")

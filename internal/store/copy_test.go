@@ -220,7 +220,7 @@ func TestCopyBringsEverything(t *testing.T) {
 		t.Errorf("it says %v", copied)
 	}
 	s := storetest.Open(t, to)
-	err := s.Write(t.Context(), func(tx *store.Tx) error { // numbers go on
+	err := s.Write(t.Context(), func(tx *store.Tx) error { // the numbers of events continue in the copy
 		e := &store.Event{Tag: []byte("12345678"), Kind: store.KeysChanged}
 		tx.OnCommit(func() {
 			if e.Seq != 7 {

@@ -53,7 +53,7 @@ func TestSlots(t *testing.T) {
 				t.Errorf("round %d: %d slots are free later, want 8", round, s.Free())
 			}
 		}
-		open = 2 // fewer than before, but no server refuses
+		open = 2 // the pool has fewer open connections than before, but no server refuses a connection
 		for range 8 {
 			_ = s.Take(t.Context())
 		}
@@ -77,7 +77,7 @@ func TestSlots(t *testing.T) {
 		if s.Free() != 8 {
 			t.Errorf("%d slots are free when the database is back", s.Free())
 		}
-		time.Sleep(2 * store.GrowAfter) // the timers find nothing to give back
+		time.Sleep(2 * store.GrowAfter) // the timers run, and have no slot to give back
 		synctest.Wait()
 		if lines := strings.Count(log.String(), "\n"); s.Free() != 8 || lines != 1 {
 			t.Errorf("%d slots are free; the log says %s", s.Free(), &log)

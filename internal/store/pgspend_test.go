@@ -106,7 +106,7 @@ func TestRefreshesGather(t *testing.T) {
 	var answers []<-chan error
 	for i := range 3 {
 		answers = append(answers, store.SpendQueued(t, h.s, spendOf(fmt.Sprint("s", i+1), 1)))
-		for range 5 { // time in which a worker would take the refresh
+		for range 5 { // gives a worker time to take the refresh
 			h.waits(t)
 		}
 	}

@@ -323,7 +323,7 @@ func (s *storm) startBeside(t *testing.T, path string) (stop func()) {
 		}
 		_ = cmd.Process.Kill()
 		<-read
-		_ = cmd.Wait() // killed
+		_ = cmd.Wait() // Wait returns an error, since the process was killed
 	}
 }
 

@@ -30,7 +30,7 @@ func TestAged(t *testing.T) {
 		if !aged().IsZero() {
 			t.Error("something is old before the first tick")
 		}
-		time.Sleep(24 * time.Hour) // without a server
+		time.Sleep(24 * time.Hour) // a day in which no server runs
 		written := time.Now()
 		storetest.Wait(t, s, age-time.Second)
 		if aged().After(written) {

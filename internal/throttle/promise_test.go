@@ -17,7 +17,7 @@ type attack struct {
 	due      map[int]time.Time // promises, by network
 	networks int
 	place    func(network int) Origin
-	free     time.Time // when there is a time left
+	free     time.Time // when a time can be promised again
 }
 
 // site puts each network into a site of its own.
@@ -64,7 +64,7 @@ func TestManySites(t *testing.T) {
 		a := &attack{c: c, due: map[int]time.Time{}, networks: 10_000, place: site}
 		began := time.Now()
 		promised, waits := 0, time.Duration(0)
-		var promise time.Time // the owner's
+		var promise time.Time // the time that is promised to the owner
 		for step := 0; time.Since(began) < days*24*time.Hour; step++ {
 			// The owner asks first when there is a time left, and comes at the promised time.
 			owner := c.Key("alice", at("the owner's site"))
@@ -128,7 +128,7 @@ func TestOnePromiseForANetwork(t *testing.T) {
 		// A network that does not come loses its time, and keeps no other from its own.
 		time.Sleep(31*time.Second + time.Millisecond)
 		wantRefused(t, guess(t, c, first))
-		wantRefused(t, guess(t, c, c.Key("alice", at("third")))) // the time belongs to the second network
+		wantRefused(t, guess(t, c, c.Key("alice", at("third")))) // this time is promised to the second network
 		if err := guess(t, c, second); err != nil {
 			t.Errorf("the second network: %v", err)
 		}
@@ -142,8 +142,8 @@ func TestSharesOfTimes(t *testing.T) {
 	for name, test := range map[string]struct {
 		neighbor func(n int) Origin // the attacker's n-th network
 		owner    Origin
-		most     int // promises of the attacker
-		asks     int // networks of the attacker
+		most     int // the number of times promised to the attacker
+		asks     int // the number of the attacker's networks that ask
 	}{
 		"two networks of a site": {func(n int) Origin { return Origin{fmt.Sprint("network", n), "site", "block"} }, Origin{"owner", "site", "block"}, 2, 2},
 		"one site":               {func(n int) Origin { return Origin{fmt.Sprint("network", n), "site", "block"} }, Origin{"owner", "other", "block"}, 11, 300},

@@ -144,7 +144,7 @@ func TestForgets(t *testing.T) {
 			time.Sleep(30*time.Second + time.Millisecond)
 			admitted(t, c, key)
 		}
-		time.Sleep(forgets / 2) // 15 guesses are the most
+		time.Sleep(forgets / 2) // half an hour, in which half of the at most 15 counted guesses are forgotten
 		if n := admitted(t, c, key); n != 2 {
 			t.Errorf("half an hour later %d tries were free, want 2", n)
 		}

@@ -83,7 +83,7 @@ func TestEffectsOnAService(t *testing.T) {
 		for i, c := range []struct {
 			name   string
 			change func(context.Context, *user.Users, string) error
-			want   store.EventKind // empty: nothing is written
+			want   store.EventKind // empty: the change writes no event
 			edit   func(*store.User)
 		}{
 			{"what was there before", update(user.Change{Audiences: &user.Audiences{"search"}, DelegatesTo: &user.Audiences{"index"}, Kind: new(store.KindService)}), "", nil},

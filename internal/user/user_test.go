@@ -31,7 +31,7 @@ type fixture struct {
 	*user.Users
 	uri   string
 	store *store.Store
-	pool  *password.Pool // of cheap hashes
+	pool  *password.Pool // a pool with cheap hashes
 }
 
 func newFixture(t *testing.T, uri string) *fixture {
@@ -153,7 +153,7 @@ func TestCreate(t *testing.T) {
 		if row.Version < began || row.RevokedBelow != 0 || row.Disabled || row.PasswordHash == "" {
 			t.Errorf("a new user is %+v", row)
 		}
-		want := trail{nil, []string{"user.created " + row.ID}} // no token is out, so verifiers need no event
+		want := trail{nil, []string{"user.created " + row.ID}} // the account holds no token, so verifiers need no event
 		if got := f.trail(t); !reflect.DeepEqual(got, want) || !ever() {
 			t.Errorf("left behind: %+v, want %+v; a user was made: %t", got, want, ever())
 		}
