@@ -139,7 +139,7 @@ func TestCheckServicesMissesAnInterceptor(t *testing.T) {
 // unusable has options that no verifier can act on. Every call of such a method is refused.
 var unusable = map[string]struct {
 	option []byte
-	want   string // in the error at the start
+	want   string // a part of the error at the start
 }{
 	"contradiction":    {encoded(&watchwordv1.Access{Public: true, Roles: []string{"admin"}}), "is public, and sets another field too"},
 	"role of capitals": {encoded(&watchwordv1.Access{Roles: []string{"reader", "Admin"}}), `no user can have the role "Admin"`},
@@ -213,7 +213,7 @@ func TestOptionOfALateDescriptor(t *testing.T) {
 		_, err := call(ctx, conn, method, true)
 		refusedBy(t, err, codes.PermissionDenied, "ROLE_REQUIRED", method)
 
-		// A name spelled alike does not get the rule.
+		// A method with a similar name does not get the rule.
 		if caller, err := call(ctx, conn, "/late.v1/NotesService.Extra", true); err != nil || caller != "alice" {
 			t.Errorf("%q, %v", caller, err)
 		}

@@ -30,7 +30,7 @@ func TestAudienceOfAMethod(t *testing.T) {
 			return authntest.User{Name: "alice", Roles: []string{"writer"}, Audience: audience}
 		}
 		reader := func(audience ...string) authntest.User { return authntest.User{Name: "alice", Audience: audience} }
-		old := map[bool]string{ // by whether the token is for billing
+		old := map[bool]string{ // the key says whether the token is for billing
 			true:  issuer.Token(writer("billing")),
 			false: issuer.Token(writer("internal")),
 		}
@@ -218,7 +218,7 @@ func TestAudienceOfAdminMethods(t *testing.T) {
 			}
 			got := []string{as("watchword", "admin"), as("watchword"), as("internal", "admin"), as("internal")}
 			want := []string{"ok", "ROLE_REQUIRED", "AUDIENCE_MISMATCH", "AUDIENCE_MISMATCH"}
-			if short == "AuthService/DelegateToken" { // for service accounts, whatever their roles
+			if short == "AuthService/DelegateToken" { // the method is for service accounts, whatever their roles
 				want[1] = "ok"
 			}
 			if !slices.Equal(got, want) {

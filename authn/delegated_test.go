@@ -144,7 +144,7 @@ func TestDelegatedNotBefore(t *testing.T) {
 		again.key = w.key
 		say(again, time.Time{})
 		check(again)
-		say(again, at.Add(time.Nanosecond)) // in whole seconds, iat is before this moment
+		say(again, at.Add(time.Nanosecond)) // iat counts whole seconds, and so is before this moment
 		again.wants(t, since(at), "TOKEN_INVALID")
 		again.wants(t, since(at.Add(time.Second)), "ok")
 	})

@@ -195,9 +195,9 @@ func TestRevocationsOutliveAServerThatForgot(t *testing.T) {
 		synctest.Wait()
 		check() // while the verifier has no stream
 		again := <-w.server.streams
-		check() // before the new stream's snapshot
+		check() // checks once before the snapshot of the new stream
 		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
-		check() // after a snapshot without the earlier revocations
+		check() // checks once after a snapshot without the earlier revocations
 
 		// A lower version does not replace a higher version.
 		again.tell(raisedVersion("user-2", 3, true), raisedVersion("user-3", 3, false))
@@ -356,7 +356,7 @@ type handFed struct {
 	grpc.ClientConnInterface
 	asked    chan struct{} // has an element for each call of RecvMsg
 	messages chan *message // answers a call; nil ends the stream
-	peer     *peer.Peer    // for the call option; may be nil
+	peer     *peer.Peer    // the peer that the call option peer gets; can be nil
 }
 
 func (h *handFed) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {

@@ -57,7 +57,7 @@ type watch struct {
 	messages chan *watchwordv1.WatchBundleResponse // sent to the verifier
 	end      chan error                            // ends the stream
 	gone     <-chan struct{}                       // closed when the verifier has left
-	resume   string                                // of the verifier's request
+	resume   string                                // the field resume of the verifier's request
 }
 
 func (s *trustServer) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {

@@ -20,8 +20,8 @@ type meeting struct {
 	*judge
 	t      *testing.T
 	key    *token.PublicKey
-	filler []*watchwordv1.EndedSession // to make a message long
-	number int                         // of tokens made
+	filler []*watchwordv1.EndedSession // sessions that make a message long
+	number int                         // the number of tokens made so far
 }
 
 // token makes an authentic token of a session of its own.

@@ -166,7 +166,7 @@ func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool
 	}
 	err = s.RecvMsg(answer)
 	if err == nil {
-		for s.RecvMsg(newText()) == nil { // to the end of the stream, so that no goroutine stays
+		for s.RecvMsg(newText()) == nil { // reads to the end of the stream, so that no goroutine stays
 		}
 	}
 	return answer.GetValue(), err

@@ -27,7 +27,7 @@ type reportServer struct {
 
 	mu       sync.Mutex
 	messages []int
-	ended    int // by the client, in order
+	ended    int // the number of streams that the client has ended in order
 }
 
 func (s *reportServer) ReportWatcher(stream grpc.ClientStreamingServer[watchwordv1.ReportWatcherRequest, watchwordv1.ReportWatcherResponse]) error {

@@ -254,7 +254,7 @@ func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
 func TestTheFileIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, path := startKept(t)
-		copied := func() *world { // from the file as it would be after a kill
+		copied := func() *world { // starts a verifier from a copy of the file, as after a kill
 			t.Helper()
 			kept, err := os.ReadFile(path)
 			if err != nil {

@@ -43,7 +43,7 @@ type universe struct {
 	delay    time.Duration
 	trip     time.Duration // the newest round trip with from's process, and what later trips add
 	measure  time.Duration // true time of that round trip
-	beatTrip time.Duration // trip at the newest heartbeat, by which the age counts
+	beatTrip time.Duration // the value of trip at the newest heartbeat, for the age of the bundle
 
 	// What the verifier can know.
 	asOf  time.Duration // true time: everything before was delivered

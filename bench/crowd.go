@@ -172,7 +172,7 @@ func (c *crowd) refreshToken(n int) string {
 // after the other.
 type refreshing struct {
 	crowd  *crowd
-	tokens [][]string // of each worker
+	tokens [][]string // the tokens of each worker
 }
 
 // refreshing divides the sessions with these numbers among workers.

@@ -113,7 +113,7 @@ func seen(b *bench, verifier *authn.Verifier, others []guard, calls []context.Co
 	for _, other := range others {
 		sides = append(sides, side{other.name, through(other.unary, one)})
 	}
-	for i := range calls { // after this, all tokens have been seen
+	for i := range calls { // after this loop, the verifier has seen all tokens
 		if err := sides[1].call(0, i); err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ const (
 // issuer makes tokens by the thousand. Verifiers in this process get its keys by a
 // stream, and the peers get them by HTTP on loopback.
 type issuer struct {
-	name string // its URL
+	name string // the URL of the issuer
 	key  *token.SigningKey
 	http *http.Server
 }

@@ -19,7 +19,7 @@ const each = 64
 // stopwatch times calls.
 type stopwatch struct {
 	call func(worker, i int) error
-	took [][]time.Duration // of each worker
+	took [][]time.Duration // the times of each worker
 }
 
 func (s *stopwatch) run(worker, i int) error {

@@ -27,7 +27,7 @@ type part struct {
 	run      func(callers int, d time.Duration) (lap, error)
 	database int // the process id of PostgreSQL, if the part uses PostgreSQL
 
-	rates rates // of each turn
+	rates rates // a rate for each turn
 	sum   spent
 }
 

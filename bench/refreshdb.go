@@ -30,7 +30,7 @@ const (
 
 // installation is the built server with its key and its database, and the program bench/limits.
 type installation struct {
-	name   string // of the part of the bench
+	name   string // the name of this part of the benchmark
 	folder string
 	uri    string
 	crowd  *crowd
@@ -172,7 +172,7 @@ func postgresRefresh(b *bench) error {
 	if err != nil {
 		return err
 	}
-	other, err := postgres.Database() // for bench/limits
+	other, err := postgres.Database() // a second database, for bench/limits
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 
 // fleet is replicas over one PostgreSQL, all in this process.
 type fleet struct {
-	password string // of the user admin
+	password string // the password of admin
 	conns    []*grpc.ClientConn
 	auth     []watchwordv1.AuthServiceClient // one of each replica
 	closers  []func()

@@ -17,8 +17,8 @@ import (
 type watchword struct {
 	addr     string
 	http     string     // the address of the HTTP listener
-	password string     // of the user admin; empty if the database had users before
-	uri      string     // of the database
+	password string     // the password of admin; empty if the database had users before
+	uri      string     // the URI of the database
 	master   *seal.Keys // set by startWatchword
 	close    func()
 }

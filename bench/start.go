@@ -17,7 +17,7 @@ const settled = time.Second
 
 // begun holds what was measured of one start of a program. Sizes are in MiB.
 type begun struct {
-	ready           time.Duration // from the exec until the line "ready"
+	ready           time.Duration // the time from the exec until the line "ready"
 	rss, anon, file float64
 }
 

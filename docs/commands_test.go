@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// What holds the blocks of commands to the program: a test that runs the blocks and knows
-// their number, or the reason why no test runs the blocks. The key names a document, or a
-// document and a heading.
+// commands has a value for each block of commands in the documents: the test that runs the
+// blocks and knows their number, or the reason why no test runs them. The key names a document,
+// or a document and a heading.
 var commands = map[string]string{
 	"README.md#Try every kind of call in five minutes":                 "TestWalk",
 	"README.md#Administer users at the command line":                   "TestCommandsOfTheDocuments",
@@ -119,7 +119,7 @@ func TestFlagsInCommandsExist(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", program, "../cmd/watchword").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	helps := make(map[string]string) // by command; empty for what is no command
+	helps := make(map[string]string) // the output of --help, by command; empty for what is no command
 	help := func(words []string) string {
 		name := strings.Join(words, " ")
 		if text, known := helps[name]; known {

@@ -288,7 +288,7 @@ func writeCertificate(t *testing.T, folder, name string) {
 // served is a running server, with its database in a folder.
 type served struct {
 	folder, grpc, http string
-	password           string // of admin
+	password           string // the password of admin
 	log                *screen
 }
 

@@ -240,7 +240,7 @@ func ExampleRefresh() {
 	stored := "refresh-1"
 	source, err := tokensource.Refresh(authConn, stored,
 		tokensource.WithStore(func(_ context.Context, refreshToken string) error {
-			stored = refreshToken // in a real program, to a file of mode 0600
+			stored = refreshToken // a real program writes the token to a file of mode 0600
 			return nil
 		}))
 	if err != nil {
@@ -273,7 +273,7 @@ func ExampleSource_Token() {
 	}
 	defer source.Close()
 
-	token, err := source.Token(context.Background()) // for each request, and to https:// alone
+	token, err := source.Token(context.Background()) // call Token for each request, and send the token to https:// alone
 	fmt.Println(token != "", err)
 	// Output: true <nil>
 }

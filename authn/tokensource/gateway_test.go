@@ -74,8 +74,8 @@ func TestCallersHeaderDropped(t *testing.T) {
 	}
 }
 
-// wantsOthersAlone checks that the service has seen the metadata of asGateway without every trace
-// of the caller's token.
+// wantsOthersAlone checks that the service has seen the other metadata of asGateway, and no
+// trace of the caller's token.
 func wantsOthersAlone(t *testing.T, md metadata.MD) {
 	t.Helper()
 	for key, values := range md {

@@ -239,7 +239,7 @@ type calling struct {
 	*tokensource.Source
 	auth    *authServer
 	service *guardedService
-	conn    *grpc.ClientConn // to the service
+	conn    *grpc.ClientConn // leads to the guarded service
 }
 
 const (
@@ -359,7 +359,7 @@ func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool
 	}
 	err = s.RecvMsg(answer)
 	if err == nil {
-		for s.RecvMsg(new(wrapperspb.StringValue)) == nil { // to the end of the stream, so that no goroutine stays
+		for s.RecvMsg(new(wrapperspb.StringValue)) == nil { // reads to the end of the stream, so that no goroutine stays
 		}
 	}
 	return answer.GetValue(), err

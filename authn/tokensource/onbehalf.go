@@ -234,7 +234,7 @@ func (o *onBehalf) makeRoomLocked() bool {
 	if len(o.delegations) < maxDelegations {
 		return true
 	}
-	for key, d := range o.delegations { // in random order
+	for key, d := range o.delegations { // a range over a map takes the entries in random order
 		if d.token != "" {
 			delete(o.delegations, key)
 			return true

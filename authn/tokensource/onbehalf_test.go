@@ -28,9 +28,9 @@ import (
 type relay struct {
 	issuer  *authntest.Issuer
 	auth    *authServer
-	source  *tokensource.Source // of the relay's own account
+	source  *tokensource.Source // the source of the relay's own account
 	next    *guardedService
-	caller  *grpc.ClientConn // to the relay
+	caller  *grpc.ClientConn // a connection to the relay
 	handler grpc.StreamHandler
 }
 
@@ -92,7 +92,8 @@ func TestOnBehalfOf(t *testing.T) {
 			calls.Wait()
 			saw(t, r.auth, "exchange:a.b.c:watchword delegate:own-1:search delegate:own-1:search")
 
-			// A token of the service itself is another token, and the next service is not shown it.
+			// The service's own token for the next service is a separate token, and the calls
+			// above have not carried this token.
 			own, err := r.source.Token(t.Context())
 			if check(t, err); own != "access-2" || strings.Contains(r.next.sinceLast(), "own") {
 				t.Errorf("the source's token is %q", own)

@@ -299,7 +299,7 @@ func TestTokenStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := new(keep)
 		c := withSession(t, tokensource.WithStore(k.store))
-		c.service.refuses(func(_, token string) error { // before any call with the new access token
+		c.service.refuses(func(_, token string) error { // runs before any call with the new access token
 			if got := k.sinceLast(); got != strings.Replace(token, "access", "refresh", 1) {
 				t.Errorf("the call has %s, and the store has %q", token, got)
 			}

@@ -27,7 +27,7 @@ type site struct {
 	database   *pgtest.Cluster
 	uri        string
 	masterKey  string
-	password   string // of the user admin
+	password   string // the password of admin
 	line       *line
 	first      addresses
 	notes      addresses

@@ -131,7 +131,7 @@ func TestFlagsAndVariables(t *testing.T) {
 	variable := regexp.MustCompile(`WATCHWORD_[A-Z_]+`)
 	flag := regexp.MustCompile(`--[a-z][a-z-]+`)
 	line := regexp.MustCompile(`(?m)^.*(?:watchword,? (?:serve|migrate|healthcheck)|--(?:shutdown-delay|drain-timeout)).*$`)
-	known := map[string]bool{"WATCHWORD_IMAGE": true, "WATCHWORD_PORT": true} // of compose, and of Kubernetes
+	known := map[string]bool{"WATCHWORD_IMAGE": true, "WATCHWORD_PORT": true} // variables of compose and of Kubernetes
 	found := 0
 	for path, text := range texts(t) {
 		for _, name := range variable.FindAllString(text, -1) {

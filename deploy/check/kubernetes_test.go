@@ -70,7 +70,7 @@ type cluster struct {
 	account   *corev1.ServiceAccount
 	namespace *corev1.Namespace
 	config    map[string]string
-	secrets   map[string]map[string]string // by the name of the secret, as in the example
+	secrets   map[string]map[string]string // the content of each secret, by the secret's name, as in the example
 }
 
 func readCluster(t *testing.T) *cluster {
@@ -173,7 +173,7 @@ func (c *cluster) variables(pod *corev1.PodTemplateSpec) map[string]string {
 // the volume's secret.
 func wantFiles(t *testing.T, name string, c *cluster, pod *corev1.PodTemplateSpec) {
 	t.Helper()
-	secretOf := map[string]string{} // by mount path; "" for a folder in memory
+	secretOf := map[string]string{} // the secret, by mount path; "" for a folder in memory
 	for _, mount := range pod.Spec.Containers[0].VolumeMounts {
 		for _, volume := range pod.Spec.Volumes {
 			if volume.Name != mount.Name {

@@ -95,7 +95,7 @@ func serveHTTP(t *testing.T, handler http.Handler) string {
 type answer struct {
 	status    int
 	challenge string // the header WWW-Authenticate
-	reason    string // in the ErrorInfo
+	reason    string // the reason in the ErrorInfo
 	body      string
 }
 
@@ -125,7 +125,7 @@ func call(t *testing.T, url, body string, authorization ...string) answer {
 	}
 	var refused struct {
 		status
-		Error status // of a stream
+		Error status // the error that ends a stream
 	}
 	check(t, json.Unmarshal(first, &refused))
 	for _, detail := range append(refused.Details, refused.Error.Details...) {

@@ -41,7 +41,7 @@ type Service struct {
 	changed chan struct{}   // closed and replaced when a note is added
 
 	closing chan struct{} // closed by Close
-	once    sync.Once     // for Close
+	once    sync.Once     // lets Close run once
 }
 
 // NewService returns an empty board. search has a connection with the options of

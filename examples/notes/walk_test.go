@@ -20,9 +20,9 @@ import (
 // A walk runs the commands of the README as processes, at other addresses than in the README.
 type walk struct {
 	bin      string              // folder of the programs
-	env      []string            // of every process
+	env      []string            // the environment of every process
 	more     map[string][]string // further arguments by program
-	password string              // of admin, on the standard input
+	password string              // the password of admin, for the standard input
 	unseen   string              // the part of the README after the last command
 }
 

@@ -104,10 +104,10 @@ type Event struct {
 	ActorID   string // the acting user
 	ActorName string
 	UserID    string // the user concerned
-	UserName  string // before the event, if the event changes the name
+	UserName  string // the name before the event, if the event changes the name
 	SessionID string
 	KID       string
-	Detail    string // for people, as in "roles: admin writer"
+	Detail    string // a text for people, such as "roles: admin writer"
 }
 
 func (e Event) namesUser() bool { return e.ActorID != "" || e.UserID != "" }
@@ -148,7 +148,7 @@ type Log struct {
 	exchanges     exchanges
 	failedFlushes atomic.Uint64
 
-	flushing sync.Mutex // held by Flush, before mu
+	flushing sync.Mutex // Flush holds flushing, and locks flushing before mu
 
 	mu      sync.Mutex // guards the fields below
 	current *window

@@ -18,7 +18,7 @@ import (
 type exchanges struct {
 	mu       sync.Mutex
 	hour     time.Time
-	accounts map[string]*exchanged // by user id
+	accounts map[string]*exchanged // the counts of each account, by user id
 }
 
 // exchanged holds the number and the shared records of the exchanges of one service account in

@@ -20,7 +20,7 @@ type flusher struct {
 	log     *Log
 	calls   int64 // refused so far
 	windows int   // begun so far
-	counter int   // for new kinds
+	counter int   // counts up, so that each new kind gets a name of its own
 }
 
 // refuse makes refused calls of n kinds, most of them new.

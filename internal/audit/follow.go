@@ -46,13 +46,13 @@ type Part struct {
 	Gap     Gap           // why records that come before Records may be missing
 	More    bool          // further records can be read at once
 	Delay   time.Duration // for how long a transaction of PostgreSQL has kept records back
-	Now     time.Time     // by the database's clock
+	Now     time.Time     // the present time by the database's clock
 }
 
 // Following selects the records that a reader of [Follow] wants.
 type Following struct {
 	Filter      store.AuditFilter // without End and Before
-	Name        string            // of a user, or empty; see [ListByName]
+	Name        string            // the name of a user, or empty; see [ListByName]
 	CommandLine bool              // only records of the command line
 }
 

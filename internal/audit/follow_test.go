@@ -130,7 +130,7 @@ func writeRecords(t *testing.T, s *store.Store, n, each int) (changes int) {
 			tx.Now()
 			if roll < 3 { // other writers overtake this one
 				time.Sleep(rand.N(20 * time.Millisecond))
-				if _, err := tx.Head(); err != nil { // sends what is queued
+				if _, err := tx.Head(); err != nil { // the query also sends the statements that are queued
 					return err
 				}
 				time.Sleep(rand.N(20 * time.Millisecond))

@@ -210,7 +210,7 @@ func instant(seconds float64) string {
 		return "-"
 	}
 	t := time.Unix(int64(seconds), 0).UTC()
-	if seconds > 1<<33 { // after 2242: a time.Duration could not hold the distance
+	if seconds > 1<<33 { // for a time after the year 2242, a time.Duration could not hold the distance
 		return t.Format(time.RFC3339)
 	}
 	if left := time.Until(t).Round(time.Second); left >= 0 {

@@ -94,7 +94,7 @@ func TestExpired(t *testing.T) {
 	learn(t, e, 0, span+time.Second)
 	expired(span+time.Second, span)
 	learn(t, e, 2*time.Hour, span+10*time.Second)
-	expired(span+10*time.Second, span+10*time.Second) // by the lower clock
+	expired(span+10*time.Second, span+10*time.Second) // the lower of the two clocks decides
 	learn(t, e, 2*time.Hour, 2*span+20*time.Second)
 	expired(2*span+20*time.Second, 2*span+20*time.Second+2*time.Hour)
 	learn(t, e, 0, 2*span+30*time.Second)

@@ -177,7 +177,7 @@ func TestDelegatedToken(t *testing.T) {
 
 func TestForgeries(t *testing.T) {
 	w := newWorld(t, sessiontest.New(t))
-	billed := w.must(t, w.notes, w.alice) // for billing, by notes
+	billed := w.must(t, w.notes, w.alice) // a token for billing, delegated by notes
 	five := w.alice
 	for i := range token.MaxActors {
 		five = w.must(t, []caller.Caller{w.notes, w.bills}[i%2], five)

@@ -16,7 +16,7 @@ import (
 // A file has mode 0600 under every umask. The umask belongs to the process, so the test
 // does not run beside others.
 func TestMode(t *testing.T) {
-	folder := t.TempDir() // before the umask, which could make the folder unusable
+	folder := t.TempDir() // the folder is made before the umask, which could make the folder unusable
 	for _, mask := range []int{0, 0o022, 0o077, 0o277, 0o777} {
 		old := syscall.Umask(mask)
 		path := filepath.Join(folder, "file")

@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/keptlogin":       {"internal/durable"},
 	"internal/meter":           {},
-	"internal/meter/metertest": {}, // for tests
+	"internal/meter/metertest": {}, // a kit for tests
 	"internal/password":        {"internal/count", "internal/share", "internal/spans"},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},

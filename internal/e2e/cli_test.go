@@ -271,7 +271,7 @@ func keysAndMigrate(t *testing.T) {
 	if s.admin == "" {
 		t.Error("the first start after migrate made no admin")
 	}
-	states := map[string]string{} // by kid
+	states := map[string]string{} // the state of each key, by kid
 	for _, line := range kidLine.FindAllStringSubmatch(wantExit(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1) {
 		if states[line[1]] = line[3]; line[2] != "ES256" {
 			t.Errorf("key list shows %v, want a key for ES256", line)

@@ -54,7 +54,7 @@ func shiftClock(t *testing.T, in *installation) (set func(by time.Duration)) {
 func TestTheDatabasesClockIsSet(t *testing.T) {
 	in := install(t)
 	set := shiftClock(t, in)
-	set(24 * time.Hour) // at the first start
+	set(24 * time.Hour) // the clock is a day ahead at the first start
 	r := in.replicate(t)
 	c := dial(t, r.door.addr())
 	set(0)

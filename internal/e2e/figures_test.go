@@ -94,11 +94,11 @@ type figures struct{ pastExpiry, pastLogout, refusal time.Duration }
 type timed struct {
 	raw          string
 	minted       time.Time
-	expires      time.Time // by the database's clock
+	expires      time.Time // the expiry by the database's clock
 	epoch        int       // how often the clock was set before the token was minted
 	out          time.Time // when the logout was acknowledged; zero before
 	expired      time.Time // since when the token has expired by the clock of the moment; zero: the token has not
-	refusedSince time.Time // by the verifier that goes on when stale
+	refusedSince time.Time // since when the verifier with ContinueWhenStale refuses the token
 }
 
 const (
@@ -126,7 +126,7 @@ type trial struct {
 
 	mu              sync.Mutex // guards the fields below
 	going, refusing *authn.Verifier
-	shift           time.Duration // of the database's clock
+	shift           time.Duration // by how much the test has set the database's clock
 	setAt           time.Time
 	epoch           int
 	tokens          []*timed

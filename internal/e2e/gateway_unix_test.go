@@ -29,7 +29,7 @@ type gateway struct {
 	kind gatewayKind
 	dir  string
 	addr string
-	ca   *authority // of the proxy's certificate for auth.example
+	ca   *authority // the CA of the proxy's certificate for auth.example
 }
 
 // gatewayKind says how a test runs a kind of proxy in a folder of its own.

@@ -44,7 +44,7 @@ type refusal struct {
 	Message string     `json:"message"`
 	Details []struct {
 		Type   string `json:"@type"`
-		Raw    []byte `json:"@value"` // in place of the fields if grpcurl does not know the type
+		Raw    []byte `json:"@value"` // the encoded detail, if grpcurl does not know the type
 		Domain string `json:"domain"`
 		Reason string `json:"reason"`
 	} `json:"details"`

@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	startTimeout = 30 * time.Second // until a process writes the ready line
+	startTimeout = 30 * time.Second // bounds the time until a process writes the ready line
 	stopTimeout  = 15 * time.Second // above the default of --drain-timeout
-	runTimeout   = 30 * time.Second // for a command or a call
+	runTimeout   = 30 * time.Second // bounds a command or a call
 	pollEvery    = 5 * time.Millisecond
 )
 
@@ -156,7 +156,7 @@ type process struct {
 	stdout string // a file: output from before the ready line is complete when the ready line arrives
 	stderr *output
 	exited chan struct{} // closed when the program has ended and all output has been read
-	killed bool          // by kill
+	killed bool          // whether kill has ended the process
 	leave  func()        // called before the first stop; may be nil
 }
 
@@ -298,13 +298,13 @@ func launch(t *testing.T, dir string, cmd *exec.Cmd) *server {
 	t.Helper()
 	cmd.Env = append(environment(), cmd.Env...)
 	if dir != "" {
-		t.Cleanup(func() { keepFolder(t, dir) }) // after the stop
+		t.Cleanup(func() { keepFolder(t, dir) }) // runs after the stop of the server
 	}
 	s := &server{process: start(t, cmd), dir: dir}
 	s.leave = func() {
 		s.keepPages(t)
 		if dir != "" {
-			keepFolder(t, dir) // with the log of the running server
+			keepFolder(t, dir) // the folder has the log of the running server
 		}
 	}
 	return s

@@ -94,7 +94,7 @@ var lastKinds = []string{
 // calls of that kind, tally kills the server.
 type tally struct {
 	mu        sync.Mutex
-	counts    map[string]int // by kind
+	counts    map[string]int // the number of calls, by kind
 	total     int
 	enough    int
 	last      string

@@ -67,7 +67,7 @@ type event struct {
 	got        int64 // the generation of the new token
 	outcome    outcome
 	call, ret  int64 // start and answer, in ns since the recorder's start
-	mustKnow   bool  // for verifies: the replica must know of an earlier end
+	mustKnow   bool  // for a verify: whether the replica must know of an earlier end
 }
 
 func (e event) String() string {

@@ -184,7 +184,7 @@ func TestVolumesOfPlatforms(t *testing.T) {
 		}
 	}
 
-	give(own, first, 0, 0o755) // as a folder that another user has put there
+	give(own, first, 0, 0o755) // own is now a folder that another user has put there
 	r := run(t, pod(cliCommand(t, own, "", serveArgs(own)...), second))
 	if wantExit(t, 1, r); !strings.Contains(r.stderr, "every user may replace the folder: run chmod o-w "+dir) {
 		t.Errorf("a start in the folder of another user: %v", r)

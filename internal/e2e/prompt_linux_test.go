@@ -18,7 +18,7 @@ func TestAPromptEnds(t *testing.T) {
 			cmd := exec.Command(watchword(t), args...)
 			cmd.Dir, cmd.Env = t.TempDir(), environment()
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true} // so that Ctrl-C is a signal
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true} // with a controlling terminal, Ctrl-C is a signal
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}

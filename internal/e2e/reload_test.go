@@ -167,7 +167,7 @@ func (x *exchange) run(t *testing.T, rounds int, pause time.Duration) {
 		x.awaitServer(t, "the new files cannot be used", 1)
 		x.awaitClient(t, func(s authn.TLSFileStatus) bool { return s.Fault != nil }, 1)
 
-		next() // both trust the old CA and a new one
+		next() // the server and the clients trust the old CA and a new one
 		x.ca = newAuthority(t, x.dir, fmt.Sprint("ca-", n))
 		both := append(read(t, old.file), read(t, x.ca.file)...)
 		began := time.Now()
@@ -178,14 +178,14 @@ func (x *exchange) run(t *testing.T, rounds int, pause time.Duration) {
 		x.awaitServer(t, "read again", 1)
 		x.awaitClient(t, since, 1)
 
-		next() // both show certificates of the new CA
+		next() // the server and the clients show certificates of the new CA
 		server, client := x.pairs(t, n)
 		x.server.replace(t, server)
 		x.client.replace(t, client)
 		x.awaitServer(t, "read again", 1)
 		x.awaitClient(t, since, 2)
 
-		next() // both trust the new CA alone
+		next() // the server and the clients trust the new CA alone
 		began = time.Now()
 		x.server.replace(t, map[string][]byte{caFile: read(t, x.ca.file)})
 		x.client.replace(t, map[string][]byte{caFile: read(t, x.ca.file)})

@@ -23,7 +23,7 @@ type installation struct {
 	direct    string // the database's URI on the first server, for the tests
 	primary   *pgtest.Cluster
 	standby   *pgtest.Cluster // nil without a standby
-	slots     [2]*proxy       // to the two database servers
+	slots     [2]*proxy       // proxies to the two database servers
 	at        int             // the index of the primary's proxy in slots
 	masterKey string          // the path of the file
 	flags     []string

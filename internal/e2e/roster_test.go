@@ -21,7 +21,7 @@ import (
 type fleet struct {
 	in        *installation
 	verifiers []*authn.Verifier
-	admins    []*client // at each replica
+	admins    []*client // a client at each replica, logged in as admin
 	tokens    *watchwordv1.TokenPair
 }
 
@@ -193,7 +193,7 @@ func TestSlowReportsGoOn(t *testing.T) {
 	began, missed, lists := time.Now(), 0, 0
 	for time.Since(began) < 200*time.Second {
 		wantOK(t, "a logout", c.logout(callCtx(t), c.login(t, "admin", s.admin)))
-		if lists%600 == 0 { // before the access token expires
+		if lists%600 == 0 { // renews the login before the access token expires
 			admin = c.login(t, "admin", s.admin, "watchword")
 		}
 		answer, err := c.ListWatchers(bearer(callCtx(t), admin), &watchwordv1.ListWatchersRequest{})

@@ -195,7 +195,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		}
 		return nil
 	})
-	for range 3 { // until every cache has the next key
+	for range 3 { // waits until every cache has the next key
 		<-second.C
 	}
 

@@ -25,7 +25,7 @@ const tailLength = 20
 type secretSet struct {
 	mu     sync.RWMutex
 	count  int
-	forms  map[uint64][]form // by the first 8 bytes
+	forms  map[uint64][]form // the search texts, by their first 8 bytes
 	filter [1 << 18]uint64   // a bit for each hash of 8 bytes that begin a form: most positions need no map
 	tiny   []form            // shorter than 8 bytes
 }

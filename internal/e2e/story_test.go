@@ -202,7 +202,7 @@ func TestNotesClient(t *testing.T) {
 	for _, test := range []struct {
 		name, username, password string
 		code                     int
-		want                     []string // on standard output
+		want                     []string // the words expected on standard output
 	}{
 		{"writer", "writer", writer, 0, []string{"add a note: ok", "list notes after the logout: refused with TOKEN_REVOKED"}},
 		{"reader", "reader", reader, 0, []string{"add a note: refused with ROLE_REQUIRED", "list notes after the logout: refused with TOKEN_REVOKED"}},

@@ -28,7 +28,7 @@ type workload struct {
 	token    *watchwordv1.TokenPair
 	services map[string]*grpc.ClientConn
 	attempts attemptCount
-	rounds   []*atomic.Int64 // of each worker
+	rounds   []*atomic.Int64 // the number of finished rounds of each worker
 	stopping chan struct{}
 	workers  sync.WaitGroup
 
@@ -327,7 +327,7 @@ func (l *workload) finish() {
 	l.workers.Wait()
 }
 
-// checkReplica finds every revocation at one replica.
+// checkReplica checks that one replica knows every revocation.
 func (l *workload) checkReplica(t *testing.T, m *member) {
 	t.Helper()
 	l.mu.Lock()

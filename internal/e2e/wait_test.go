@@ -69,7 +69,7 @@ func TestKeyCommandsWait(t *testing.T) {
 
 	notes := start(t, notesAt(t, f.in.replicas[2].now()))
 	notes.awaitLog(t, notesLine)
-	wantExit(t, 0, run(t, f.in.keyCommand("rotate", "--wait", "--wait-for", "30s"))) // on the database, without a server in between
+	wantExit(t, 0, run(t, f.in.keyCommand("rotate", "--wait", "--wait-for", "30s"))) // the command works on the database, without a server
 	notes.signal(t, pgtest.Freeze)
 	wantOK(t, "a logout", f.admins[0].logout(callCtx(t), f.admins[0].login(t, "admin", f.in.admin))) // a second rotation changes nothing
 	r = run(t, f.atReplica(t, 0, "key", "rotate", "--wait", "--wait-for", "2s"))

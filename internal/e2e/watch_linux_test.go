@@ -33,7 +33,7 @@ func TestWatchersRedraw(t *testing.T) {
 	go func() { _ = cmd.Wait(); close(ended) }()
 	var mu sync.Mutex
 	var shown strings.Builder
-	go func() { // until the terminal is closed
+	go func() { // copies the output until the terminal is closed
 		buffer := make([]byte, 4096)
 		for {
 			n, err := keyboard.Read(buffer)

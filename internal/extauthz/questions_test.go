@@ -12,8 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A client that begins questions and does not send them holds a bounded number of places, over all
-// its connections, and loses each place after a time.
+// A client that begins questions (calls of Check) and does not send them completely holds a
+// bounded number of places, over all its connections, and loses each place after a time.
 func TestQuestionsThatDoNotArrive(t *testing.T) {
 	e, _ := world(t)
 	free := places(4)

@@ -135,7 +135,7 @@ func (s *server) grpcServer(config *tls.Config) *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.InTapHandle(s.questions.tap), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}), // for Envoy's connection_keepalive
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}), // allows the pings of Envoy's setting connection_keepalive
 	}
 	if config != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config)))

@@ -240,7 +240,7 @@ func TestTheErrorOfAFetchIsBounded(t *testing.T) {
 func TestUnknownKIDs(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *pipes) {
 		s := p.start(t)
-		_, _ = ask(t, s, "k1") // which the issuer uses, and publishes later
+		_, _ = ask(t, s, "k1") // k1 is a key that the issuer publishes later
 		if found, after := ask(t, s, "honest"); found || after <= 0 {
 			t.Errorf("an unknown kid: %v, %v", found, after)
 		} else if time.Sleep(after); true {

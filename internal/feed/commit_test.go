@@ -51,7 +51,7 @@ func TestAPrimaryThatCannotCommitIsNotFresh(t *testing.T) {
 	}
 	primary.Exec(t, "ALTER SYSTEM SET synchronous_standby_names = 'gone'", "SELECT pg_reload_conf()")
 	feed.ProvenFor(f, proven)
-	for began := time.Now(); !errors.Is(err, store.ErrUncertain); { // until PostgreSQL has read the setting
+	for began := time.Now(); !errors.Is(err, store.ErrUncertain); { // tries until PostgreSQL has read the setting
 		if time.Since(began) > time.Minute {
 			t.Fatalf("a commit without a standby: %v", err)
 		}

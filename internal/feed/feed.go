@@ -325,7 +325,7 @@ func (f *Feed) Prune(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			life := longest + Margin // from the writing of an event to its expiry
+			life := longest + Margin // the time from the writing of an event to its expiry
 			aged, err := tx.Aged(life)
 			if err == nil {
 				n, err = tx.PruneEvents(aged.Add(life), step)

@@ -61,7 +61,7 @@ func TestWatchersAreBounded(t *testing.T) {
 		t.Errorf("our own verifier has not received the change: %v, %+v", err, v.Status())
 	}
 	closeAll()
-	_, at = opening(t, watch(t, s, nil)) // from the newest position, no watcher needs a snapshot
+	_, at = opening(t, watch(t, s, nil)) // a watcher that begins at the newest position needs no snapshot
 	if n := fill("one peer"); n != one {
 		t.Fatalf("%d places of %d have come back", n, one)
 	}

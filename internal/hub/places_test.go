@@ -98,7 +98,7 @@ func TestAWatcherInTheQueueGivesWay(t *testing.T) {
 				}
 				opened <- err
 			}()
-			synctest.Wait() // so that the newest ones wait
+			synctest.Wait() // lets the newest watchers wait
 		}
 		_, at := opening(t, watch(t, s, nil))
 		if len(opened) != 16 {
@@ -155,7 +155,7 @@ func TestAGoodResumeIsNoStranger(t *testing.T) {
 			if what == "from before a new trust state" {
 				s.publish(&watchwordv1.Change{TrustState: trust(2 * time.Minute)}, 1)
 			}
-			s.LimitWatchers(2, nil) // of which a peer may hold one
+			s.LimitWatchers(2, nil) // a peer may hold one of the two places
 			stranger := watch(t, s, nil)
 			w, err := s.Watch(t.Context(), hub.Peer{Name: "peer"}, c.resume)
 			if err == nil {

@@ -95,7 +95,7 @@ func TestWithdrawnKeysAreBounded(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		withdrawn, others := count(t, s)
-		if withdrawn != 20 || others > 4 { // the key that signs, an unseen one, the next, and perhaps a retired one
+		if withdrawn != 20 || others > 4 { // at most four: the key that signs, the unseen key, the next key, and a retired key
 			t.Errorf("%d withdrawn keys and %d others", withdrawn, others)
 		}
 		for _, key := range inState(t, s, issuer.Revoked) {

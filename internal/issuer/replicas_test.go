@@ -50,7 +50,7 @@ func TestTenReplicasAtOnce(t *testing.T) {
 		}
 		atOnce(func(i int) error {
 			return feed.Direct(stores[i]).Write(context.Background(), func(tx *feed.Tx) error {
-				if err := tx.Exclusive(); err != nil { // as the first start does
+				if err := tx.Exclusive(); err != nil { // the first start takes the same lock
 					return err
 				}
 				return errors.Join(issuer.Setup(tx.Tx, master, token.EdDSA), issuer.SetMaxAge(tx.Tx, maxAge), tx.RaiseMaxLifetime(5*time.Minute))
@@ -74,7 +74,8 @@ func TestTenReplicasAtOnce(t *testing.T) {
 			t.Errorf("%d keys after one rotation", n)
 		}
 		checkChain(t, s, false)
-		// Withdrawing what signs makes the next sign at once, and each is another.
+		// If the signing key is withdrawn, the next key signs at once, and each replica gets the
+		// same next key.
 		atOnce(func(i int) (err error) {
 			rotated[i], err = rings[i].Revoke(context.Background(), caller.AtCommandLine, first.KID)
 			return err

@@ -26,7 +26,7 @@ import (
 
 const (
 	maxAge = time.Minute
-	age    = maxAge + time.Second // until every cache knows a key
+	age    = maxAge + time.Second // long enough that every cache knows a key
 )
 
 // ring is a database whose caches keep the key set for a minute.

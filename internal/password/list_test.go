@@ -51,7 +51,8 @@ func TestReadListRefuses(t *testing.T) {
 			t.Errorf("%s: got %v passwords, want an error", name, list.Len())
 		}
 	}
-	// Short passwords alone are a list: the least length refuses all of them.
+	// A list that has only short passwords is no error: the least length refuses all short
+	// passwords.
 	if list, err := ReadList(strings.NewReader("123456\n"), DefaultMinLength); err != nil || list.Len() != 0 {
 		t.Errorf("a list of short passwords: %v", err)
 	}

@@ -59,7 +59,8 @@ func TestPositionOfARefusedCharacter(t *testing.T) {
 	}
 }
 
-// A character that the profile allows is good alone, or is in inContext.
+// Every character that the profile OpaqueString allows is accepted alone as a password, or is in
+// inContext, the characters that the profile allows only beside certain others.
 func TestCharactersInContext(t *testing.T) {
 	allowed := precis.OpaqueString.Allowed()
 	for r := rune(0x80); r <= 0x10ffff; r++ {

@@ -191,7 +191,7 @@ func startServersAndWait(t *testing.T) {
 	frozen.Pause()
 	dead.Kill()
 	fmt.Println("ready")
-	select {} // until the parent kills this process
+	select {} // waits until the parent kills this process
 }
 
 func eventually(t *testing.T, what string, true func() bool) {

@@ -27,7 +27,8 @@ type withDatabases struct{ *testing.M }
 
 func (m withDatabases) Run() int { return pgtest.Main(m.M) }
 
-// pollOfFeed is the time between two readings of the events, which read the question too.
+// pollOfFeed is the time between two readings of the events; each reading also shows whether a
+// client asks for the list of watchers.
 const pollOfFeed = 200 * time.Millisecond
 
 // run runs a roster and its feed on a database until the end of the test, or until stop.

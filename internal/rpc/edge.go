@@ -139,7 +139,7 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	case errors.As(err, &ofToken):
 		p := ofToken.Principal()
 		event.ActorID, event.ActorName, event.SessionID = p.Subject(), p.Username(), p.SessionID()
-		if last, delegated := p.Actor(); delegated { // the service has made the call, perhaps unknown to the subject
+		if last, delegated := p.Actor(); delegated { // the service has made the call, and the user (the subject) perhaps does not know of the call
 			event.UserID, event.UserName = event.ActorID, event.ActorName
 			event.ActorID, event.ActorName = last.Subject(), last.Username()
 		}

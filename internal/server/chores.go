@@ -18,7 +18,7 @@ const firstChore = 30 * time.Second
 
 // chore is a task that runs at intervals.
 type chore struct {
-	name     string // for the log and for metrics
+	name     string // the name in the log and in metrics
 	every    time.Duration
 	do       func(context.Context) error
 	failures atomic.Uint64

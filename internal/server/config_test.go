@@ -176,7 +176,7 @@ func TestRestart(t *testing.T) {
 	if again != nil {
 		defer again.stop()
 	}
-	if err == nil || again.announced != "" { // with no password to log in by
+	if err == nil || again.announced != "" { // launch fails, since no password for its login was printed
 		t.Fatalf("%q %v", again.announced, err)
 	}
 	wants(t, "a token of before", again.verify(t, tokens.GetAccessToken()), "ok")

@@ -41,7 +41,7 @@ type foreign struct {
 	algs      map[string]string // the algorithm of each key
 }
 
-var foreignKeys = map[string]crypto.Signer{} // by algorithm: RSA keys take long to make
+var foreignKeys = map[string]crypto.Signer{} // a key for each algorithm, made once: RSA keys take long to make
 
 func foreignKey(t testing.TB, alg string) crypto.Signer {
 	t.Helper()

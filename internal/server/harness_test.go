@@ -180,7 +180,7 @@ func (h *harness) login(a *account, audience ...string) error {
 		return fmt.Errorf("logging %s in: %w", a.name, err)
 	}
 	a.TokenPair = resp.GetTokens()
-	var claims jwt.RegisteredClaims // not verified: a token of a second may be over by now
+	var claims jwt.RegisteredClaims // claims are read without a check, since a token that lives for a second may have expired
 	if _, _, err := jwt.NewParser().ParseUnverified(a.GetAccessToken(), &claims); err != nil {
 		return err
 	}

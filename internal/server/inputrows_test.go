@@ -26,7 +26,7 @@ type wrong struct {
 	by     *account // nil: the admin where a token is needed, and otherwise no token
 	header string   // sent along
 	want   string   // the reason, or the code where there is none
-	field  string   // of INVALID_REQUEST and PASSWORD_TOO_WEAK
+	field  string   // the field that INVALID_REQUEST or PASSWORD_TOO_WEAK names
 }
 
 // population holds the users and sessions that the rows name.

@@ -93,6 +93,6 @@ func TestRefreshToTheEndOfASession(t *testing.T) {
 			}
 		}
 		wants(t, "after its end", h.refresh(t, h.admin.GetRefreshToken()), "REFRESH_TOKEN_EXPIRED")
-		time.Sleep(300 * time.Millisecond) // to begin at another fraction of a second
+		time.Sleep(300 * time.Millisecond) // the next login begins at another fraction of a second
 	}
 }

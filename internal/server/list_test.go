@@ -135,7 +135,7 @@ func TestListSessions(t *testing.T) {
 	})
 	audienceOf := func(s *watchwordv1.Session) []string {
 		if s.GetId() == a.GetSessionId() {
-			return audiences[:1] // of a login that named none
+			return audiences[:1] // the audience of a login that named none
 		}
 		return audiences
 	}

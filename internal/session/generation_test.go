@@ -95,7 +95,7 @@ func TestHonestClientAloneIsNeverRefused(t *testing.T) {
 			answered bool // a later request was answered
 		}
 		h, token := newHistory(), int64(1)
-		spent := map[int64]time.Time{} // by token: the spending, or the last late retry
+		spent := map[int64]time.Time{} // by token: when the token was spent, or retried late for the last time
 		present := func(token int64) (int64, verdict) {
 			current, v := h.present(token)
 			if v == advanced || v == retried {

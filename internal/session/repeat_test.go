@@ -42,9 +42,9 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// What a client that is alone knows decides: a session ends at a repeat if each of the
-// last tokens, as many as the limit, was repeated, too. However often one token is
-// repeated, and however late, it counts once.
+// A session ends at a repeat (the second use of a refresh token) only if each of the last
+// tokens, as many as the limit, had a repeat too: so a client that is alone can know when its
+// session ends. However often one token is repeated, and however late, the token counts once.
 func TestRepeatsInEachOfTheLastGenerations(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newLimited(rapid.Int64Range(1, 4).Draw(t, "limit"))

@@ -136,7 +136,7 @@ func tickSince(t *testing.T, s *store.Store, began time.Time) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	const ticks = 60 // in ten minutes
+	const ticks = 60 // the number of ticks in ten minutes
 	if _, err := db.Exec(`DELETE FROM ticks`); err != nil {
 		t.Fatal(err)
 	}

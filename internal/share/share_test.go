@@ -112,7 +112,7 @@ func TestStrangersGiveWayWithinAPeer(t *testing.T) {
 type model struct {
 	places, perPeer int
 	keeps           bool
-	held            []*modelPlace // in the order of taking
+	held            []*modelPlace // the held places, in the order of taking
 	known           map[string]bool
 }
 
@@ -236,7 +236,8 @@ func (m *model) oldestStranger(peer string) *modelPlace {
 	return nil
 }
 
-// yields returns the newest stranger of a peer, and the newest place of a peer without one.
+// yields returns the newest stranger of a peer, or the newest place of the peer if the peer has
+// no stranger.
 func (m *model) yields(peer string) (found *modelPlace) {
 	for _, pl := range m.held {
 		if pl.peer == peer && (found == nil || pl.weight >= found.weight) {

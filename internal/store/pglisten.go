@@ -90,7 +90,7 @@ func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
 	}
 	for {
 		select {
-		case notified <- struct{}{}: // in the first round, for events committed before LISTEN
+		case notified <- struct{}{}: // in the first round this hint stands for events committed before LISTEN
 		default:
 		}
 		if _, err := conn.WaitForNotification(ctx); err != nil {

@@ -16,7 +16,7 @@ const (
 type SigningKey struct {
 	KID           string
 	Algorithm     string
-	PublicKey     []byte // in PKIX form
+	PublicKey     []byte // the public half, in PKIX form
 	SealedKey     []byte // the private key in PKCS 8 form, sealed under a master key; empty for a withdrawn key
 	PublishedAt   time.Time
 	SignsFrom     time.Time

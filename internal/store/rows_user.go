@@ -41,7 +41,7 @@ type User struct {
 	ID           string
 	Kind         UserKind // the kind of an account never changes
 	Username     string
-	PasswordHash string // in PHC form; empty for a service account
+	PasswordHash string // the hash in PHC form; empty for a service account
 	Roles        []string
 	Audiences    []string // of a service account: the service's names in the claim aud of tokens, sorted
 	DelegatesTo  []string // of a service account: the names of the services to which it is allowed to carry its callers' identity, sorted

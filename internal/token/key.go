@@ -27,7 +27,7 @@ type Algorithm string
 
 // Access tokens are signed by one of these algorithms.
 const (
-	EdDSA Algorithm = "EdDSA" // with Ed25519
+	EdDSA Algorithm = "EdDSA" // EdDSA signs with Ed25519
 	ES256 Algorithm = "ES256" // ECDSA with P-256 and SHA-256
 	RS256 Algorithm = "RS256" // RSASSA-PKCS1-v1_5 with SHA-256
 )

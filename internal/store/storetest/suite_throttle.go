@@ -72,7 +72,7 @@ func testThrottle(t *testing.T, new func(testing.TB) string) {
 	if got := pair[1]; !got.ClearAt.Equal(set.ClearAt) || !got.NextAt.Equal(set.NextAt) || !bytes.Equal(got.Promises, set.Promises) {
 		t.Errorf("got %+v, want %+v", got, set)
 	}
-	start := now.Add(-time.Hour) // in the past, where pruning would delete the bucket
+	start := now.Add(-time.Hour) // start is in the past, so that pruning would delete the bucket
 	var writers sync.WaitGroup
 	for range 4 {
 		writers.Go(func() {
