@@ -26,7 +26,8 @@ var searching = []token.Actor{
 func delegated(c *token.Claims) { c.Actors = searching }
 func asService(c *token.Claims) { c.SessionID = "" }
 
-// A principal tells its kind and its actors, and no caller can change them.
+// A principal tells its kind and its actors, and a caller that changes the returned slices does
+// not change the principal.
 func TestKindAndActors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

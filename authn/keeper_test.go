@@ -40,8 +40,9 @@ func TestModeOfTheFile(t *testing.T) {
 	}
 }
 
-// A file that other users may read or write is removed, also if it was good, and the next
-// file has the mode 0600. A link, a pipe or a folder in the file's place is an error.
+// A file that other users may read or write is removed, also if it was good, and the next file
+// has the mode 0600. If a link, a pipe or a folder is in the place of the file, the verifier
+// returns an error.
 func TestAFileOpenToOtherUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -63,7 +64,7 @@ func TestAFileOpenToOtherUsers(t *testing.T) {
 			is, err := os.Lstat(other)
 			check(t, err)
 			wantUnusable(t, other, "not a regular file")
-			// And none of these is replaced: another program may use it.
+			// The verifier replaces no link, pipe or folder: another program may use it.
 			if now, err := os.Lstat(other); err != nil || !os.SameFile(is, now) {
 				t.Errorf("%v was replaced (%v)", is.Mode(), err)
 			}

@@ -437,7 +437,7 @@ func live(rt *rapid.T) {
 			}
 		case "set":
 			u.lead = time.Duration(rapid.SampledFrom([]int{0, 2 * 3600, -20 * 60, 600, 30, -30}).Draw(rt, "lead s")) * time.Second
-		case "delay": // messages on the way keep theirs; the order stays
+		case "delay": // the delay of later messages: messages on the way keep their delay, and the order stays
 			u.delay = time.Duration(rapid.SampledFrom([]int{0, 0, 1, 70, 600}).Draw(rt, "delay s")) * time.Second
 			if n := len(u.wire); n > 0 {
 				u.delay = max(u.delay, u.wire[n-1].due-u.now())

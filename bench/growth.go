@@ -153,8 +153,7 @@ func (c *crowd) exec(ctx context.Context, statements ...string) error {
 	return nil
 }
 
-// settle makes PostgreSQL write now what it would otherwise write during the
-// measurement.
+// settle makes PostgreSQL write now, so that PostgreSQL does not write during the measurement.
 func settle(postgres *pgtest.Durable, small *crowd) error {
 	ctx := context.Background()
 	if err := small.exec(ctx, `VACUUM (ANALYZE) users`, `VACUUM (ANALYZE) sessions`); err != nil {

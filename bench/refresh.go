@@ -51,7 +51,7 @@ func (p *part) spentNow() (s spent, err error) {
 	return s, errors.Join(errs[:]...)
 }
 
-// stint runs the part for a time. If it counts, its figures are kept.
+// stint runs the part for a time. The figures are kept if counts is true.
 func (p *part) stint(callers int, d time.Duration, counts bool) error {
 	before, err := p.spentNow()
 	if err != nil {

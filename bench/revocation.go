@@ -85,9 +85,9 @@ func watch(conns []*grpc.ClientConn) ([]*authn.Verifier, error) {
 	return verifiers, nil
 }
 
-// logOut asks the verifiers one after the other, each until it refuses. When the
-// last one has, all have, and at no time did the asking keep more than one
-// goroutine of the others from its news.
+// logOut calls each verifier until the verifier refuses the token, one verifier after the other.
+// When the last verifier refuses, all verifiers have the logout. At any time only one verifier
+// for each core is called, so the calls hardly delay the messages to the other verifiers.
 func logOut(auth watchwordv1.AuthServiceClient, pair *watchwordv1.TokenPair, verifiers []*authn.Verifier) (time.Duration, error) {
 	ctx, raw := context.Background(), pair.GetAccessToken()
 	var tasks sync.WaitGroup
@@ -123,8 +123,8 @@ func logOut(auth watchwordv1.AuthServiceClient, pair *watchwordv1.TokenPair, ver
 	return time.Since(answered), nil
 }
 
-// memory measures what a million ended sessions take in a verifier, and what they
-// do to a look-up.
+// memory measures what a million ended sessions take in a verifier, and by how much they slow a
+// look-up down.
 func memory(b *bench) error {
 	issuer, err := newIssuer()
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/strangertest"
 )
 
-// byHand is a server as one writes it from a tutorial, without a bound: each login takes
-// one hash, with one hash at a time, and the other methods answer at once.
+// byHand is a server like one in a tutorial, without bounds: each login takes one hash, with one
+// hash at a time, and the other methods answer at once.
 type byHand struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	turn chan struct{}

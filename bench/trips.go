@@ -80,9 +80,9 @@ func (c *counter) count(message byte) {
 	}
 }
 
-// postgresTrips counts statements and round trips of single calls. The server polls
-// beside them, so it is the least that says what a call costs; of a logout its
-// feed's reading is part.
+// postgresTrips counts the statements and round trips of single calls. The server also polls the
+// database during the counting, so the least count is that of the call. For a logout, the count
+// includes a reading by the server's own feed.
 func postgresTrips(b *bench) error {
 	postgres, err := pgtest.StartDurable(settings...)
 	if err != nil {

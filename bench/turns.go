@@ -42,7 +42,7 @@ func (r race) run(sides ...side) ([]rates, error) {
 			if turn%2 == 1 {
 				k = len(sides) - 1 - k
 			}
-			runtime.GC() // what one side leaves behind is not the next one's burden
+			runtime.GC() // collects the garbage of one side, so that the next side does not pay for it
 			rate, err := r.stintOf(sides[k])
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", sides[k].name, err)

@@ -247,8 +247,8 @@ func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 	return stop
 }
 
-// environment is ours, less what a make that runs this test says to a make inside
-// of it, and less what would set a flag behind the walk's back.
+// environment returns the environment of this test, without the variables of a make that runs
+// this test, and without variables that would set a flag of watchword.
 func environment() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=") || strings.HasPrefix(v, "WATCHWORD_") || strings.HasPrefix(v, "OTEL_")

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// Words that are not used. The first ones make a reader whose first language is
-// another stop; the others make a person of a process, or a riddle of a pronoun.
+// unused lists words that the project does not use. The first words are hard for a reader with
+// another first language; the others make a person of a process, or a riddle of a pronoun.
 var (
 	unused = regexp.MustCompile(`(?i)\b(shall|meanwhile|for\s+good|in\s+vain|thereby|whoever|nobody|whom|whose)\b`)
 	// Nor does Go need "who": say client, caller, server, user.

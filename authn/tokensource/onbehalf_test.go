@@ -100,7 +100,7 @@ func TestOnBehalfOf(t *testing.T) {
 			}
 			saw(t, r.auth, "exchange:a.b.c")
 
-			// The delegated token is used for as long as it lives.
+			// The Source uses a delegated token for the token's whole lifetime.
 			time.Sleep(accessLife - 2*time.Second)
 			_, err = r.call(t.Context(), alices)
 			check(t, err)

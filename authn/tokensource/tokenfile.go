@@ -64,7 +64,7 @@ func (s *session) checkOptions() error {
 // keepFile renews the token when due, and writes each new token to the token file, until the
 // Source ends.
 func (s *Source) keepFile() {
-	durable.RemoveDrafts(s.session.tokenFile, draftAge) // the drafts of processes that were killed while they wrote
+	durable.RemoveDrafts(s.session.tokenFile, draftAge) // removes the drafts of processes that were killed while writing
 	var written string
 	var failures retry.Backoff
 	for s.ctx.Err() == nil {

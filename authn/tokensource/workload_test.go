@@ -22,8 +22,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// ExchangeToken stands in for Watchword's: it accepts any assertion. The token for the audience
-// watchword is own-3, any other access-3.
+// ExchangeToken stands in for Watchword's method, and accepts any assertion. The token for the
+// audience watchword is own-3, any other access-3.
 func (s *authServer) ExchangeToken(ctx context.Context, req *watchwordv1.ExchangeTokenRequest) (*watchwordv1.ExchangeTokenResponse, error) {
 	asked := "exchange:" + req.GetSubjectToken()
 	own := fmt.Sprint(req.GetAudience()) == "[watchword]"
@@ -46,8 +46,8 @@ func (s *authServer) ExchangeToken(ctx context.Context, req *watchwordv1.Exchang
 	return answer, nil
 }
 
-// DelegateToken stands in for Watchword's: it asks s.delegate, with the call's own token. By
-// default, delegated-3 is the third token.
+// DelegateToken stands in for Watchword's method, and calls s.delegate with the call's own
+// token. By default, delegated-3 is the third token.
 func (s *authServer) DelegateToken(ctx context.Context, req *watchwordv1.DelegateTokenRequest) (*watchwordv1.DelegateTokenResponse, error) {
 	own := tokenIn(ctx)
 	s.mu.Lock()

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// flusher drives a Log by the steps of Flush, so that refused calls come between them.
+// flusher drives a Log by the steps of Flush, so that refused calls can come between two steps.
 type flusher struct {
 	*testing.T
 	log     *Log

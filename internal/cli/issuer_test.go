@@ -49,7 +49,8 @@ func issuerFiles(t *testing.T) (keys, ca, private string) {
 		write("private.pem", block("CERTIFICATE", certificate)+block("PRIVATE KEY", pkcs8))
 }
 
-// service show prints each claim as --claim takes it: what is printed binds the same claim.
+// service show prints each claim in the form that --claim reads, so the printed text binds the
+// same claim.
 func TestClaimsArePrintedAsTheyAreGiven(t *testing.T) {
 	t.Parallel()
 	db := database(t)

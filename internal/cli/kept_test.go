@@ -82,7 +82,7 @@ func TestKeptLogin(t *testing.T) {
 	fails(t, 2, "standard input is empty", "", with("verify")...)
 	fails(t, 2, "standard input is empty", "", with("logout")...)
 
-	// Tokens for another program leave the kept login as it is.
+	// A login that prints tokens for another program leaves the kept login unchanged.
 	printed := &watchwordv1.TokenPair{}
 	if err := protojson.Unmarshal([]byte(done(t, password, with("login", "admin", "--print", "--audience=watchword")...)), printed); err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 		if screen = t.screen(); c.JSON {
 			screen = nil
 		}
-		t.Err = struct{ io.Writer }{t.Err} // switches off the line that shows that the command is at work, since the list shows it
+		t.Err = struct{ io.Writer }{t.Err} // removes the line that shows that the command is at work: the list shows this itself
 	}
 	away := c.newOutage(t)
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {

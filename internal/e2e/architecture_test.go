@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"internal/refusal":         {gen},
 	"internal/reload":          {"internal/durable"},
 	"internal/retry":           {},
-	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
+	"internal/roster":          {"internal/hub", "internal/store"}, // lists the watchers for display, and no other package depends on the list
 	"internal/delegation":      {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/refusal", "internal/store", "internal/token"},
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/federation", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},

@@ -74,7 +74,7 @@ func (ch *chain) refresh(t *testing.T) {
 	ch.wantCall(t)
 }
 
-// startAgain starts the services again: they sign in and delegate at the server of ch.c.
+// startAgain starts the services again: the services sign in and delegate at the server of ch.c.
 func (ch *chain) startAgain(t *testing.T) {
 	t.Helper()
 	for i := range ch.links {

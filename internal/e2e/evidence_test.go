@@ -131,8 +131,8 @@ func (e *evidence) kinds() map[string]int {
 	return maps.Clone(e.kept)
 }
 
-// judge searches the evidence after the last test. It writes what it found, and returns the
-// exit status of the tests.
+// judge searches the evidence after the last test, writes the findings, and returns the exit
+// status of the tests.
 func (e *evidence) judge(code int) int {
 	began := time.Now()
 	if err := e.search(secrets); err != nil {

@@ -352,7 +352,7 @@ func (f *trial) everything() {
 	}
 	f.report("the clock steps behind a delay", stepped)
 
-	// A delay of 16 s makes every token expire 16 s early, so it refuses good tokens.
+	// A delay of 16 s makes every token expire 16 s early, so the verifier refuses good tokens.
 	stale := func(trip, busy time.Duration) figures {
 		return figures{apart + busy, trialStale + apart + busy, trip + busy}
 	}

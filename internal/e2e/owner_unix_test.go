@@ -60,7 +60,7 @@ func TestRootBesideAService(t *testing.T) {
 	migrate := cliCommand(t, dir, "", "migrate", "--datastore-uri", database(dir))
 	wantExit(t, 0, run(t, as(migrate, service, service)))
 	turn := filepath.Join(dir, "watchword.db-turn")
-	if err := os.Remove(turn); err != nil { // root makes another
+	if err := os.Remove(turn); err != nil { // the next command, which runs as root, makes another turn file
 		t.Fatal(err)
 	}
 	wantExit(t, 0, cli(t, dir, newPassword(), "user", "create", "alice", "--datastore-uri", database(dir)))

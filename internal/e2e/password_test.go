@@ -186,7 +186,7 @@ func firstPasswordLost(t *testing.T) {
 	}
 	for to, said := range map[string]string{">/dev/full": "", ">&-": "standard output is closed", "1<>/dev/null": "or is the null device, opened for reading too"} {
 		if _, err := os.Stat("/dev/full"); err != nil && to == ">/dev/full" {
-			continue // Linux alone has it
+			continue // only Linux has /proc
 		}
 		dir := t.TempDir()
 		for range 2 {

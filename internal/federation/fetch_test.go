@@ -234,7 +234,7 @@ func TestPublicAddresses(t *testing.T) {
 		if isPublic(netip.MustParseAddr(text)) {
 			t.Errorf("%s counts as public", text)
 		}
-		// The dialer asks for each address before it sends anything.
+		// The dialer checks each address before it sends anything.
 		addr := netip.MustParseAddr(text)
 		if _, err := dialer(false)(t.Context(), "tcp", net.JoinHostPort(addr.WithZone("").String(), "443")); err == nil || !strings.Contains(err.Error(), "allow_private") {
 			t.Errorf("dialling %s: %v", text, err)

@@ -175,8 +175,9 @@ func TestAnIssuerIsAway(t *testing.T) {
 	})
 }
 
-// An issuer that answers with a key set without keys is not away: it has withdrawn its keys. An
-// answer that is no key set, such as the page of a proxy, withdraws nothing.
+// An issuer that answers with a key set without keys is not treated as away, but as an issuer
+// that has withdrawn its keys. An answer that is no key set, such as the page of a proxy,
+// withdraws nothing.
 func TestAnIssuerWithdrawsEveryKey(t *testing.T) {
 	useless := setOf(t, jwkOf(t, &ecKey(t, elliptic.P256()).PublicKey).with(members{"kid": "k0", "use": "enc"}))
 	for _, withdrawn := range [][]byte{[]byte(`{"keys":[]}`), useless} {

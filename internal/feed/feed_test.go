@@ -121,8 +121,8 @@ func decode(t testing.TB, encoded hub.Message) *watchwordv1.WatchBundleResponse 
 	return m
 }
 
-// snapshot reads up to the heartbeat after the snapshot. It returns the ended
-// sessions and the raised versions.
+// snapshot reads up to the heartbeat after the snapshot, and returns the ended sessions and the
+// raised versions.
 func snapshot(t *testing.T, w *hub.Watcher) (sessions []string, versions []*watchwordv1.RaisedVersion) {
 	t.Helper()
 	for last := false; !last; {
@@ -291,8 +291,8 @@ func TestServersThatRestartPrune(t *testing.T) {
 	})
 }
 
-// resume reads up to the heartbeat after the opening. It returns the ended sessions
-// and the resume token.
+// resume reads up to the heartbeat after the first messages of the stream, and returns the ended
+// sessions and the resume token.
 func resume(t *testing.T, w *hub.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {

@@ -154,8 +154,8 @@ func decode(t interface {
 	return m
 }
 
-// opening reads the opening of a stream, up to its heartbeat. It returns the ended
-// sessions and the resume token.
+// opening reads the first messages of a stream (the opening), up to the heartbeat, and returns
+// the ended sessions and the resume token.
 func opening(t testing.TB, w *hub.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {

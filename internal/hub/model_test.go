@@ -23,7 +23,7 @@ type client struct {
 	w        *hub.Watcher // nil between two streams
 }
 
-// read applies the next message. It returns false if no message is there yet.
+// read applies the next message, and returns false if no message is there yet.
 func (c *client) read(t *rapid.T) bool {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // Next does not wait

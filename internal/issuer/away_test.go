@@ -43,7 +43,7 @@ func (w *wire) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	return w.ClientConnInterface.NewStream(ctx, desc, method, opts...)
 }
 
-// restore makes the wire whole, and returns what cuts it again.
+// restore connects the wire again, and returns a function that cuts the wire.
 func (w *wire) restore() (cut func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -97,7 +97,8 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 		ring := issuer.NewKeyring(s, feed.Direct(s), keySet(master), audit.New(s, slog.New(slog.DiscardHandler)))
 		revoke(t, ring, leaked)
 		storetest.Wait(t, s, life+feed.Margin+30*time.Minute)
-		// The newest event is never pruned: let it be one that says nothing of keys.
+		// Pruning never deletes the newest event: this event makes the newest event one without
+		// news about keys.
 		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return tx.SessionEnded("later") }); err != nil {
 			t.Fatal(err)
 		}

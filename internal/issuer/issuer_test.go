@@ -111,7 +111,7 @@ func TestMint(t *testing.T) {
 	}
 }
 
-// keysOf are the public keys as the rows hold them.
+// keysOf returns the public keys in the rows.
 func keysOf(t *testing.T, s *store.Store) []*token.PublicKey {
 	t.Helper()
 	var keys []*token.PublicKey

@@ -150,7 +150,7 @@ func TestNothingFollowsAFailedStatement(t *testing.T) {
 	}
 }
 
-// withNewKey returns the master keys with a new one before them.
+// withNewKey adds a new master key before the other master keys, and returns all of them.
 func (w *wired) withNewKey(t *testing.T) *seal.Keys {
 	t.Helper()
 	keys, err := seal.Add(w.master)

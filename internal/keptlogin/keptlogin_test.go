@@ -72,7 +72,7 @@ func TestRefreshTokenIsSentOnce(t *testing.T) {
 	}
 }
 
-// The new refresh token is kept also if no access token comes with it.
+// If a refresh returns a new refresh token and no access token, the new refresh token is kept.
 func TestRefreshTokenIsKeptFirst(t *testing.T) {
 	f := file(t)
 	put(t, f, "alice", true)

@@ -75,7 +75,7 @@ func (m *model) enter(t *rapid.T, caller Caller) {
 	p := m.pool
 	free := p.places.Held() < m.places || caller.kind == admin && p.reserve.Held() < m.reserved
 	mine, heaviest := weight(caller), 0
-	if caller.kind != admin { // the places of an admin may be reserved ones
+	if caller.kind != admin { // an admin can also hold one of the reserved places
 		for _, turn := range m.turns {
 			of := turn.peer.caller
 			if held := weight(of) * m.count(waiting, func(c Caller) bool { return c == of }); turn.state == waiting && of == caller {

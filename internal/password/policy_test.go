@@ -19,7 +19,7 @@ const (
 func TestPolicy(t *testing.T) {
 	for _, tt := range []struct {
 		name, password, username string
-		reason                   string // in the error's text; empty: Check allows the password
+		reason                   string // a part of the error's text; empty: Check allows the password
 	}{
 		{"exactly as long", "gq8z0vxeu4wkb7n", "alice", ""},
 		{"letters and spaces alone", "horse staple battery", "alice", ""},

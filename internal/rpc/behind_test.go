@@ -63,7 +63,7 @@ func (in *installation) write(t *testing.T, fn func(*feed.Tx) error) {
 	}
 }
 
-// issuer reads the keys of now, and keeps them whatever becomes of them.
+// issuer reads the present keys, and keeps them even if the database changes.
 func (in *installation) issuer(t *testing.T) *issuer.Issuer {
 	t.Helper()
 	keys := in.keySet()
@@ -77,7 +77,7 @@ func (in *installation) keySet() *issuer.KeySet {
 	return issuer.NewKeySet(in.master, slog.New(slog.DiscardHandler))
 }
 
-// replica serves the bundle from a store, and tails it.
+// replica serves the bundle from a store, and reads the new events of the store.
 func (in *installation) replica(t *testing.T, s *store.Store) *trust {
 	t.Helper()
 	tr := serveFeed(t, openFeed(t, s, in.keySet().Read))

@@ -38,8 +38,8 @@ const window = 64 << 10
 // sendTimeout is what a watcher is given to read a message.
 const sendTimeout = 30 * time.Second
 
-// trust is TrustService with a database behind it, whose feed does not run: there
-// are no heartbeats but those behind snapshots.
+// trust is a TrustService with a database. Its feed does not run, so heartbeats come only after
+// snapshots.
 type trust struct {
 	feed  *feed.Feed
 	conn  *grpc.ClientConn
@@ -153,8 +153,8 @@ func (tr *trust) watch(t *testing.T) bundle {
 	return stream
 }
 
-// read reads a snapshot to the heartbeat behind it, with a pause before each
-// message, and returns how many sessions it names.
+// read reads a snapshot up to the heartbeat after the snapshot, with a pause before each
+// message, and returns the number of sessions in the snapshot.
 func read(stream bundle, pause time.Duration) (sessions int, err error) {
 	for {
 		time.Sleep(pause)
@@ -169,8 +169,8 @@ func read(stream bundle, pause time.Duration) (sessions int, err error) {
 // watchersAtMost is the bound of the hub in these tests. A peer may hold a half.
 const watchersAtMost = 100
 
-// places is how many watchers a peer can open more. Each is a stranger, so that it takes
-// no place of another watcher of its peer.
+// places returns how many further watchers a peer can open. Each of these watchers is a
+// stranger, so that it takes no place of another watcher of the same peer.
 func (tr *trust) places(t *testing.T, from string) (n int) {
 	t.Helper()
 	for ; ; n++ {
@@ -193,8 +193,8 @@ func (tr *trust) places(t *testing.T, from string) (n int) {
 	}
 }
 
-// many is so many sessions that they come in three chunks, each of which is more
-// than fits in the buffers of a connection.
+// many is a number of sessions that come in three chunks, each of which is more than fits into
+// the buffers of a connection.
 const many = 2_001
 
 // A watcher that reads nothing is ended, and keeps neither a watcher's place nor a
@@ -291,8 +291,8 @@ type faulty struct{ grpc.ServerStream }
 
 func (faulty) SendMsg(any) error { panic("a bug") }
 
-// A panic while messages are sent reaches the recovery interceptor, though they
-// are sent by a goroutine of their own, and the watcher's place is given back.
+// A panic while messages are sent, in a separate goroutine, reaches the recovery interceptor,
+// and the watcher's place is free again.
 func TestAPanicInWatchBundleIsRecovered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := serveTrust(t, 1, func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {

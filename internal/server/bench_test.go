@@ -146,8 +146,8 @@ func BenchmarkLogin(b *testing.B) {
 	b.ReportMetric(float64(ours.bytes)/float64(ours.calls), "disk-bytes/login")
 }
 
-// assertParameters reads the parameters of the hash that is compared with: cheap
-// ones would make any figure.
+// assertParameters reads the parameters of the stored hash: with cheap parameters, any figure
+// could be reached.
 func assertParameters(b *testing.B, database string) {
 	b.Helper()
 	s, err := store.Open(b.Context(), "sqlite:"+database)

@@ -172,8 +172,8 @@ func noteSecrets(ctx context.Context, method string, req, reply any, cc *grpc.Cl
 // word is as much of base64url as could be a part of a token.
 var word = regexp.MustCompile(`[A-Za-z0-9_-]{20,}`)
 
-// leaked says which secrets a text holds, without repeating them. What is short
-// may stand anywhere by chance.
+// leaked returns which secrets a text holds, without repeating the secrets. A short secret is
+// not searched for, since its text can stand anywhere by chance.
 func leaked(text string) []string {
 	secrets.mu.Lock()
 	defer secrets.mu.Unlock()

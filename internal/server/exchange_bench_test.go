@@ -27,8 +27,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// leastExchange holds the parts of which an exchange is made at least. None of them runs code
-// of this project but the generated messages.
+// leastExchange holds the least parts of an exchange. Of the code of this project, the parts run
+// only the generated messages.
 type leastExchange struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	client    watchwordv1.AuthServiceClient

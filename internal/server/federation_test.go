@@ -183,8 +183,9 @@ func wrongForFederation(w *population) map[string][]wrong {
 	}
 }
 
-// An issuer and a binding come back as they were made, a mask changes what the mask names, and
-// verifiers refuse what a bound account holds from the moment that trust is taken away.
+// GetIssuer and ListBindings return an issuer and a binding as they were made, a mask changes
+// what the mask names, and verifiers refuse what a bound account holds from the moment that
+// trust is taken away.
 func TestFederation(t *testing.T) {
 	h := start(t)
 	f := h.federate(t)

@@ -295,7 +295,8 @@ func (h *harness) refresh(t *testing.T, refreshToken string) string {
 	return outcome(err)
 }
 
-// signer is the key that the server signs with, to mint what it never would.
+// signer returns the key that the server signs with, so that a test can mint tokens that the
+// server would never mint.
 func (h *harness) signer(t *testing.T) *token.SigningKey {
 	t.Helper()
 	keys, err := seal.Load(h.database + ".master-key")

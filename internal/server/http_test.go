@@ -27,8 +27,8 @@ func decode(t *testing.T, text string) (document map[string]any) {
 	return document
 }
 
-// The JWKS is what GetKeySet answers, by the names of RFC 7517, and nothing of
-// it is private.
+// The JWKS has the keys that GetKeySet returns, under the names of RFC 7517, and no private
+// member.
 func TestJWKS(t *testing.T) {
 	members := map[string][]string{
 		"EdDSA": {"alg", "crv", "kid", "kty", "use", "x"}, "ES256": {"alg", "crv", "kid", "kty", "use", "x", "y"},
@@ -89,8 +89,8 @@ func TestJWKS(t *testing.T) {
 	}
 }
 
-// The metadata stands where RFC 8414 and OpenID Connect Discovery have it, with exactly these
-// members, and what it points to is there.
+// The metadata is at the paths of RFC 8414 and of OpenID Connect Discovery, has exactly these
+// members, and each URL in the metadata can be fetched.
 func TestMetadata(t *testing.T) {
 	for name, issuer := range map[string]string{
 		"by default": "", "an issuer of its own": "https://auth.example.internal", "with a port": "https://auth.example.internal:8443",
@@ -108,7 +108,8 @@ func TestMetadata(t *testing.T) {
 				path, origin = base[len("https://")+i:], base[:len("https://")+i]
 			}
 			path = strings.TrimSuffix(path, "/")
-			// An endpoint that does not exist is in no member: a client would call it.
+			// No member names an endpoint that the server does not have: a client would call the
+			// endpoint.
 			want := map[string]any{
 				"issuer": base, "jwks_uri": strings.TrimSuffix(base, "/") + "/.well-known/jwks.json",
 				"response_types_supported": []any{}, "grant_types_supported": []any{}, "subject_types_supported": []any{"public"},

@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Every method is given everything that is wrong for it. Each refusal is the
-// documented one, and nothing is written.
+// Every method gets every kind of wrong request. Each refusal is the documented one, and nothing
+// is written to the database.
 func TestWrongInput(t *testing.T) {
 	h := start(t)
 	w := newPopulation(t, h)
@@ -63,7 +63,7 @@ func TestWrongInput(t *testing.T) {
 func undecodable(m method) []wrong {
 	rows := []wrong{
 		{name: "undecodable bytes", req: raw{0x0a, 0x05, 'x'}, want: "Internal"},
-		// A field with an unknown number: decoding would accept it.
+		// The field has an unknown number, which the decoder would accept.
 		{name: "too large", req: raw(protowire.AppendBytes(protowire.AppendTag(nil, 4095, protowire.BytesType), make([]byte, 65<<10))),
 			want: "ResourceExhausted"},
 		{name: "headers too large", req: m.empty(), header: strings.Repeat("x", 20<<10), want: "INVALID_REQUEST", field: "metadata"},

@@ -124,7 +124,7 @@ var badPasswords = map[string]string{
 	"a control character in the password": "good but\x07for it", "a zero byte in the password": "good but\x00for it",
 }
 
-// weakPasswords break the policy for new ones.
+// weakPasswords returns passwords that break the rules for new passwords.
 func weakPasswords(username string) map[string]string {
 	return map[string]string{
 		"a short password": "gq8z0vxeu4wkb7", "a short password of many bytes": "éèêëáàâäíìîïóò", "the name for a password": username,

@@ -69,8 +69,8 @@ func largestUser(t *testing.T, names []string, h *harness) {
 	}
 }
 
-// A session can be refreshed to its last moment, and then it has expired: what
-// is left of it may be too short for a token, and that is no fault of ours.
+// A session can be refreshed to its last moment, and then it has expired: the rest of its
+// lifetime can be too short for a token, which must not be an INTERNAL error.
 func TestRefreshToTheEndOfASession(t *testing.T) {
 	h := start(t, func(c *server.Config) {
 		c.AccessTTL, c.RefreshTTL, c.SessionTTL, c.RefreshGrace = time.Second, time.Second, 1500*time.Millisecond, 0

@@ -23,8 +23,8 @@ func heap() int {
 	return int(m.HeapAlloc)
 }
 
-// Verifiers come, take the whole bundle, judge and go; neither they nor the server
-// keep a goroutine of it, or memory.
+// Verifiers connect, receive the whole bundle, verify tokens and close. Afterwards neither the
+// verifiers nor the server keep a goroutine or memory.
 func TestComingAndGoingLeavesNothing(t *testing.T) {
 	const rounds, verifiers, sessions = 20, 3, 1_000
 	h := start(t)

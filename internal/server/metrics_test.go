@@ -39,7 +39,7 @@ func (h *harness) scrape(t *testing.T) map[string]float64 {
 	return values
 }
 
-// moves are what clients and operators do, and the series that tells of it.
+// moves lists calls of clients and operators, each with the series that counts the call.
 var moves = []struct {
 	series string
 	do     func(*testing.T, *harness)

@@ -37,7 +37,7 @@ func TestOverload(t *testing.T) {
 				}
 			})
 		}
-		// While strangers fill the queue, an admin has a place in it.
+		// While strangers fill the queue for hashes, an admin still gets a place in the queue.
 		_, err := h.users.SetPassword(h.admin.as(t.Context()), &watchwordv1.SetPasswordRequest{Id: victim.id, Password: victim.password})
 		helped = outcome(err)
 		for range enough {
@@ -98,7 +98,7 @@ func quantile(sorted []time.Duration, percent int) time.Duration {
 	return sorted[(len(sorted)-1)*percent/100]
 }
 
-// Callers that leave while they wait for a hash leave no place taken.
+// If callers leave while they wait for a hash, no place of the queue stays taken.
 func TestCallersWhoGiveUp(t *testing.T) {
 	h := start(t)
 	before := h.dump(t)

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// slowWriter is a client that reads nothing until it is released.
+// slowWriter stands for a client that reads nothing until the test releases it.
 type slowWriter struct {
 	http.ResponseWriter
 	release chan struct{}

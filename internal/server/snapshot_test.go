@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 )
 
-// counted is a stream of which the revocations are counted that come over it.
+// counted is a stream that counts the revocations in its messages.
 type counted struct {
 	grpc.ClientStream
 	revocations *atomic.Int64
@@ -29,8 +29,8 @@ func (s counted) RecvMsg(into any) error {
 	return err
 }
 
-// guard makes a verifier of the server at addr that keeps its bundle in a file. It
-// counts the revocations that it is sent.
+// guard makes a verifier of the server at addr that keeps its bundle in a file. guard also
+// counts the revocations that the verifier receives.
 func guard(t *testing.T, addr, file string) (*authn.Verifier, *atomic.Int64) {
 	t.Helper()
 	revocations := new(atomic.Int64)

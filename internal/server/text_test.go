@@ -184,7 +184,7 @@ func refusesText(t *testing.T, path []protoreflect.FieldDescriptor, value string
 		if code := status.Code(err); code == codes.Unavailable || code == codes.Internal {
 			t.Errorf("%s of %q: %v", name, value, err)
 		}
-	case strings.Contains(name, ".fetched."): // only answers have it
+	case strings.Contains(name, ".fetched."): // only answers have the field fetched
 		if code := status.Code(err); code == codes.Unavailable || code == codes.Internal {
 			t.Errorf("%s of %q: %v", name, value, err)
 		}

@@ -75,7 +75,7 @@ func suite(t *testing.T, s tokentest.Suite) *grpc.ClientConn {
 	return conn
 }
 
-// sendable says whether metadata can hold a token as it is.
+// sendable reports whether a token can be sent in metadata without a change.
 func sendable(raw string) bool {
 	return raw == strings.TrimSpace(raw) && !strings.ContainsFunc(raw, func(r rune) bool { return r < ' ' || r > '~' })
 }
@@ -95,7 +95,8 @@ func TestTokens(t *testing.T) {
 					refusedBy(t, err, c.Want, "")
 				}
 			}
-			// Audiences that this server does not issue for, also where the token is for them.
+			// The server issues no tokens for these audiences, and refuses even a token that
+			// names one of them.
 			want := c.Want
 			// The audience is judged before the times.
 			if want == tokentest.OK || want == "TOKEN_EXPIRED" || strings.HasPrefix(c.Name, "issued ") {

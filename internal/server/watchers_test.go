@@ -177,7 +177,7 @@ func TestFloodOfReports(t *testing.T) {
 	refusedBy(t, err, "OVERLOADED", "")
 }
 
-// The Verifier says what it is by its options, and its refusals.
+// A Verifier reports its name by its options, and reports its refusals.
 func TestVerifierReports(t *testing.T) {
 	h := start(t)
 	v, err := authn.NewVerifier(t.Context(), h.own(t), authn.WithAudience("internal"),

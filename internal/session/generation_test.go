@@ -174,7 +174,7 @@ func TestTheftIsFound(t *testing.T) {
 			return
 		}
 		if tokens[second] == tokens[first] {
-			return // the second has received it too: it has just come back, and not after the grace
+			return // the second party has received the token too: the party has just come back, and not after the grace
 		}
 		h.wait(grace + drawWait(t))
 		if refresh(second, rapid.Bool().Draw(t, "lost")) {

@@ -18,10 +18,10 @@ import (
 // party is a client, or a thief, with refresh tokens of a session.
 type party struct {
 	name string
-	held string // the newest refresh token that they received
-	// received says that they got an answer since there are two parties, last is
-	// when they asked last, and met that the other has come back after the grace
-	// since then: their next request finds the theft.
+	held string // the newest refresh token that the party received
+	// received is true if the party got an answer since there are two parties. last is the time
+	// of the party's last request. met is true if the other party has come back after the grace
+	// since then, so that the next request of this party finds the theft.
 	received, met bool
 	last          time.Time
 }
@@ -66,8 +66,8 @@ type linger struct {
 	overtaken bool // a refresh that began later was answered before
 }
 
-// afterGrace is when a token certainly counts as spent before the grace: spans of
-// it begin at fixed times, so it lasts for one to two of them.
+// afterGrace is the time after which the grace period of a token has certainly ended: spans of
+// the length grace begin at fixed times, so a grace period lasts for one to two spans.
 const afterGrace = 2 * grace
 
 func begin(t *testing.T, w *sessiontest.World) *history {
@@ -114,8 +114,8 @@ func (h *history) ask(p *party, lost bool) {
 	}
 	h.used = now
 	if other := h.other(p); other != nil && other.received && now.Sub(other.last) >= afterGrace && p.held != other.held {
-		// What the other holds may have been spent just now, with the very same
-		// token as its own: it is the second then, and within the grace.
+		// The other party's token may have been spent just now, with the same token as its own:
+		// then the other party is the second one, and within the grace period.
 		spent, ok := h.spent[other.held]
 		other.met = other.met || !ok || now.Sub(spent) >= afterGrace
 	}
@@ -170,7 +170,7 @@ func (h *history) arrive() {
 	}
 }
 
-// spend notes that a token was spent and what it got.
+// spend notes that a token was spent, and which tokens the answer had.
 func (h *history) spend(token string, got *session.Tokens) {
 	h.note(token, got.Refresh)
 	if _, ok := h.spent[token]; !ok {
@@ -231,7 +231,8 @@ func TestHistories(t *testing.T) {
 	})
 }
 
-// step is one thing that happens, if it can; chance decides what is open in it.
+// step is one step of a history, taken only if the step is possible; Chance decides what the
+// step leaves open.
 type step struct {
 	What   string
 	Lost   bool // the answer of this step gets lost

@@ -70,8 +70,8 @@ func generations(t *rapid.T, s *store.Store, id string) (g store.Generations) {
 	return g
 }
 
-// drawGenerations draws numbers that a row may have, and some that it never has:
-// spent just now, some graces ago, or in the future by a clock that was set back.
+// drawGenerations draws numbers that a row may have, and numbers that a row never has: spent
+// just now, some graces ago, or in the future by a clock that was set back.
 func drawGenerations(rt *rapid.T, grace time.Duration) store.Generations {
 	number := func(name string) int64 { return rapid.Int64Range(0, 100).Draw(rt, name) }
 	at := func(name string) time.Time {

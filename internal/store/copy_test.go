@@ -28,8 +28,8 @@ import (
 // FROM, TO and after how many steps.
 const copyVariable = "WATCHWORD_STORE_TEST_COPY"
 
-// inhabited makes an embedded database with rows in every table, so many of them
-// sessions, and with whatever a column may hold.
+// inhabited makes an embedded database with rows in every table, with the given number of
+// sessions, and with every kind of value that a column can hold.
 func inhabited(t *testing.T, sessions int) (uri string) {
 	t.Helper()
 	uri = storetest.SQLite(t)
@@ -407,8 +407,8 @@ func TestCopyRefuses(t *testing.T) {
 	wantSame(t, before, postgresHolds(t, empty))
 }
 
-// docs/restore.md says how the fence is undone, where nothing has been written
-// behind it.
+// docs/restore.md has the statements that undo a fence, for a database that no server has
+// written to after the fence.
 func TestAFenceCanBeUndone(t *testing.T) {
 	from := inhabited(t, 10)
 	before := sqliteHolds(t, from)

@@ -81,7 +81,8 @@ func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
 // StepsOfACopy is how many steps a copy has that nothing has interrupted before.
 const StepsOfACopy = 7
 
-// CopySteps takes the first steps of a copy, and leaves all open as it is then.
+// CopySteps runs the first steps of a copy, and leaves the databases as they are after these
+// steps.
 func CopySteps(ctx context.Context, from, to string, steps int) error {
 	c, err := openCopying(ctx, from, to)
 	if err != nil {

@@ -127,7 +127,7 @@ func tailed(t *testing.T, log eventLog) (committed, heard []string, gap bool) {
 		}
 		committed = append(committed, subject)
 	}
-	// slow begins one that is held until it is let go.
+	// slow begins a transaction with an event, and holds the transaction until letGo is called.
 	slow := func(subject string, end error) (letGo func()) {
 		begun, held, done := make(chan struct{}), make(chan struct{}), make(chan error)
 		go func() {

@@ -23,8 +23,8 @@ func parameter(uri, parameter string) string {
 	return uri + "?" + parameter
 }
 
-// behind is a database with alice and her session, a store that is led to it
-// through a proxy, and one that is not.
+// behind is a database with alice and her session, a store that reaches the database through a
+// proxy, and a store with a direct connection.
 type behind struct {
 	proxy           *pgtest.Proxy
 	through, direct *store.Store

@@ -20,8 +20,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// holderVariable makes of this program one that begins a transaction and does not
-// end it.
+// holderVariable turns this program into a process that begins a transaction and does not end
+// the transaction.
 const holderVariable = "WATCHWORD_TEST_HOLDER"
 
 // hold holds a user, a session and the right to be exclusive, and has appended an

@@ -28,7 +28,7 @@ func statements(t testing.TB, uri string, statements ...string) {
 	}
 }
 
-// Ten replicas that start at once on an empty database may all migrate it.
+// Ten replicas that start at once on an empty database can all run the migrations.
 func TestTenMigrateAtOnce(t *testing.T) {
 	uri := pgtest.URI(t)
 	errs := make(chan error, 10)

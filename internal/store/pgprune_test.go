@@ -10,7 +10,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// A session that is refreshed between the look at it and its deletion is kept.
+// A session is kept if the session is refreshed between the look of pruning at the row and the
+// deletion.
 func TestPruningSparesWhatWasRefreshedMeanwhile(t *testing.T) {
 	s := storetest.Open(t, storetest.Postgres(t))
 	insertAlice(t, s, 3)
@@ -40,8 +41,9 @@ func TestPruningSparesWhatWasRefreshedMeanwhile(t *testing.T) {
 	}
 }
 
-// A server says in its operator's language how severe an error is, and in English
-// beside it. What ends the connection is no refusal: it may come behind a commit.
+// PostgreSQL states the severity of an error in the language of its operator, and also in
+// English. An error that ends the connection is no refusal, because the error can come after a
+// commit.
 func TestARefusalInAnyLanguage(t *testing.T) {
 	for want, errs := range map[bool][]pgconn.PgError{
 		true:  {{Severity: "ERROR", SeverityUnlocalized: "ERROR"}, {Severity: "FEHLER", SeverityUnlocalized: "ERROR"}, {Severity: "ERROR"}},

@@ -235,8 +235,8 @@ func TestRevokeConnect(t *testing.T) {
 	storetest.Open(t, uri)
 }
 
-// The other statement of docs/postgresql.md, for a database that roles share, keeps them
-// from locking tables of ours.
+// The statement REVOKE ALL of docs/postgresql.md, for a database that several roles use, keeps
+// the other roles from locking Watchword's tables.
 func TestRevokeSchema(t *testing.T) {
 	uri := storetest.Postgres(t)
 	other := stranger(t, uri)

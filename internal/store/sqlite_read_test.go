@@ -57,7 +57,7 @@ func TestAReadEndsWithItsCaller(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// What a caller writes, it does not abandon half-way.
+	// A write continues although its caller has left.
 	writing, leave := context.WithCancel(t.Context())
 	err := s.Write(writing, func(tx *store.Tx) error {
 		leave()

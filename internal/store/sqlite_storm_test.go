@@ -46,7 +46,8 @@ var (
 	pages = 1 << 20 // no limit of the database's pages
 )
 
-// firstRow and secondRow are a write's. The padding makes it need pages.
+// firstRow and secondRow are the two rows of one write. The padding makes each write need new
+// pages.
 func firstRow(tx *store.Tx, name string) error {
 	return tx.SetSetting(name, strings.Repeat("x", 1+rand.IntN(2000)))
 }
@@ -64,8 +65,8 @@ type between struct {
 	told   error
 }
 
-// A failing statement makes the whole group run again one by one, so it is rare
-// enough to leave most groups alone.
+// After a failing statement, the whole group runs again one by one. So this kind is rare, and
+// leaves most groups as they are.
 var kinds = []between{
 	{"plain", 50, func(*store.Tx) error { return nil }, nil},
 	{"refusing", 16, func(*store.Tx) error { return errRefused }, errRefused},
@@ -116,7 +117,7 @@ func (s *storm) write(ctx context.Context, name string, k between) (fate, error)
 	wasFull := full%2 == 1 || s.full.Load() != full
 	switch {
 	case !began && ctx.Err() != nil && errors.Is(err, ctx.Err()) && errors.Is(err, store.ErrUnavailable):
-		return absent, nil // gave up while it was queued
+		return absent, nil // the caller gave up while the write was queued
 	case wasFull && errors.Is(err, store.ErrUnavailable):
 		return either, nil
 	case err == nil && k.told == nil:
@@ -138,8 +139,8 @@ func (s *storm) read(name string) error {
 	})
 }
 
-// work writes until the storm is over. Every fourth caller gives up: before
-// they ask, at some moment, or when their write has begun and must be done.
+// work writes until the storm is over. Every fourth caller gives up: before the write, at some
+// moment, or when the write has begun and must be done.
 func (s *storm) work(writer int) {
 	for i := 0; !s.over(); i++ {
 		name, k := fmt.Sprintf("write-%d-%d", writer, i), kind()
@@ -340,8 +341,8 @@ func (s *storm) noteBeside(line string) {
 	}
 }
 
-// writeBeside is the second process. It opens the file for each write, as each
-// command does; every third write is refused after its first row.
+// writeBeside is the second process. The process opens the file for each write, as each command
+// does; every third write is refused after its first row.
 func writeBeside(path string) int {
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("beside-%d", i)

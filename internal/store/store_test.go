@@ -232,7 +232,7 @@ func TestAGroupWaitsForALockOnce(t *testing.T) {
 	}
 	var writes sync.WaitGroup
 	began := time.Now()
-	for range members { // while the first of them waits, the others queue up
+	for range members { // while the first write of the group waits, the other writes queue up
 		writes.Go(func() {
 			if err := s.Write(context.Background(), set("a", "1")); !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("a write while another holds the lock: %v", err)
@@ -318,8 +318,8 @@ func TestAProcessBesideUs(t *testing.T) {
 	}
 }
 
-// A newer program may have been here. Whether this one can work with what it left
-// is written there.
+// If a newer program has changed the schema, the setting schema_floor tells whether this program
+// can work with the schema.
 func TestASchemaFromTheFuture(t *testing.T) {
 	for floor, want := range map[string]error{"3": nil, "99998": store.ErrSchema, "99999": store.ErrSchema, "": store.ErrSchema} {
 		path := filepath.Join(t.TempDir(), "test.db")

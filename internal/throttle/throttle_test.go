@@ -134,8 +134,8 @@ func TestTwoBuckets(t *testing.T) {
 	})
 }
 
-// A bucket forgets every guess in an hour, however many there were, and a part of them in a
-// part of the hour.
+// A bucket forgets every guess in an hour, however many guesses there were, and half of them in
+// half an hour.
 func TestForgets(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
 		key := c.Key("alice", at(""))

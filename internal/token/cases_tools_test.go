@@ -78,7 +78,7 @@ func (c *cases) toolsKeys() {
 		c.invalid("kid "+label+", HS256", hmacSigned(sha256.New, "HS256", header, []byte(kid.secret)))
 		c.invalid("kid "+label+", our signature", c.ed.jws(header, claims()))
 	}
-	// Keys and addresses within the header, also with our own kid beside them.
+	// The header has a key or the address of a key, also together with a kid of the issuer.
 	jwk := c.attacker.publicJWK()
 	for _, m := range []struct{ name, value string }{
 		{"jwk", jwk}, {"jwk", "{}"}, {"jwk", "null"}, {"jwk", quote(jwk)}, {"jwks", `{"keys":[` + jwk + `]}`},

@@ -7,8 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Expand does to a PostgreSQL database what a migration of a later program may do:
-// it adds, and takes nothing away.
+// Expand changes a PostgreSQL database as a migration of a later program is allowed to: Expand
+// only adds to the schema.
 func Expand(t testing.TB, uri string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), uri)

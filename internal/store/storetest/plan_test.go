@@ -32,8 +32,8 @@ var fill = []string{
 
 var scansAll = regexp.MustCompile(`Seq Scan on (users|usernames|sessions|events|audit|audit_marks|throttle|bindings)\b`)
 
-// No statement that the store runs reads all of a table that grows with use,
-// whether it is planned for the arguments that it has or for any.
+// No statement that the store runs reads all of a table that grows with use, whether PostgreSQL
+// plans the statement for its arguments or for any arguments.
 func TestEveryPlanIsAnIndexScan(t *testing.T) {
 	uri := storetest.Postgres(t)
 	conn, err := pgx.Connect(t.Context(), uri)
