@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
-// Expired revocations are deleted, in several batches; the others stay.
+// Expired revocations are deleted, in several batches, and all other revocations stay.
 func TestPrune(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Hour})

@@ -82,7 +82,7 @@ func (w *world) mends(t *testing.T, path, says string) {
 		t.Errorf("%v, want %s", err, says)
 	}
 	alone.Close()
-	again := w.alone(t, path) // the content of before is gone, although the mode is right
+	again := w.alone(t, path) // the earlier content of the file is gone, although the mode is right now
 	again.wants(t, mint(t, w.key), "BUNDLE_STALE")
 	again.Close()
 	server, conn := serveTrust(t)

@@ -35,7 +35,7 @@ type universe struct {
 
 	*bundle
 	at       stage
-	began    time.Duration // true time of the verifier's start; the memory of a snapshot counts
+	began    time.Duration // true time from which the verifier remembers; earlier than its start if it has a snapshot
 	base     time.Duration // suspensions at the start of the verifier's process
 	from     *host         // the server process that sends the stream
 	wire     []delivery

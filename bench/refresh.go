@@ -31,7 +31,7 @@ type part struct {
 	sum   spent
 }
 
-// spent is what a part has used.
+// spent holds the processor time and the bytes that a part has used.
 type spent struct {
 	calls         int
 	own, database time.Duration // the processor time of the program, and of PostgreSQL
@@ -116,7 +116,8 @@ func (b *bench) refreshAgainst(i *installation, updates []*part) (err error) {
 	}
 	spread := rand.Perm(tableRows - 1) // the last session has been refreshed
 	for k, n := range []int{1, 32, callers} {
-		// Each number of callers has sessions of its own: the tokens of the others are spent.
+		// Each number of callers has separate sessions, since the tokens of sessions that were
+		// refreshed before are spent.
 		calls := i.crowd.refreshing(n, spread[k*refreshed:(k+1)*refreshed])
 		watch := &stopwatch{call: calls.call, took: make([][]time.Duration, n)}
 		refresh.run = calling(watch.run)

@@ -154,7 +154,8 @@ func memory(b *bench) error {
 	return lookUps(b, tokens, empty, full)
 }
 
-// lookUps compares a verifier without revocations with one that knows a million.
+// lookUps compares a verifier without revocations with a verifier that knows a million
+// revocations.
 func lookUps(b *bench, tokens []string, empty, full *authn.Verifier) error {
 	// A verifier remembers that a token was accepted until anything changes, and so
 	// looks nothing up for most calls, by the interceptor or by VerifyFor. What one
@@ -191,7 +192,7 @@ func lookUps(b *bench, tokens []string, empty, full *authn.Verifier) error {
 	return nil
 }
 
-// liveHeap is what is still in use, in bytes.
+// liveHeap returns the memory that is still in use, in bytes.
 func liveHeap() float64 {
 	runtime.GC()
 	runtime.GC() // a second run also frees what the pools of package sync held

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// side is one of those that are compared: a call, made again and again by so many
-// workers. i counts a worker's calls within a turn.
+// side is one of the compared sides: a call that several workers make again and again. i counts
+// a worker's calls within a turn.
 type side struct {
 	name string
 	call func(worker, i int) error
@@ -133,7 +133,7 @@ func (r rates) over(other rates) float64 {
 	return median(ratios)
 }
 
-// overAll is over for the one of the others that comes off best.
+// overAll returns the ratio to the best of the other sides, as over calculates the ratio.
 func (r rates) overAll(others []rates) float64 {
 	least := math.Inf(1)
 	for _, other := range others {

@@ -88,7 +88,7 @@ func unindent(code string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// documents are all of ours in Markdown.
+// documents returns the paths of all Markdown files of the project.
 func documents(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {

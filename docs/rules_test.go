@@ -40,7 +40,8 @@ func TestRulesFromTheReadme(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command("bash", "-e")
 		cmd.Dir, cmd.Stdin = in, strings.NewReader(script)
-		// The sums of this module's go.sum are what was looked up and is built here too.
+		// GOSUMDB is off, because go.sum of this module already has the sums of the modules that
+		// the commands build.
 		cmd.Env = append(environment(), "PATH="+bin+":"+os.Getenv("PATH"), "GOSUMDB=off", "GOWORK=off")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", step, err, out)

@@ -165,7 +165,7 @@ func (s *shell) paste(text string) string {
 	return s.screen.String()
 }
 
-// screen is what a process has written so far.
+// screen holds the text that a process has written so far.
 type screen struct {
 	mu   sync.Mutex
 	text bytes.Buffer

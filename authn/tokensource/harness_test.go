@@ -42,7 +42,7 @@ type authServer struct {
 
 	mu       sync.Mutex
 	newest   int
-	asked    []string // "login", "login-after-" a refresh token of before, or the refresh token presented
+	asked    []string // "login", "login-after-" and an earlier refresh token, or the presented refresh token
 	audience []string
 	before   func(context.Context) error // may refuse a request
 	after    func(context.Context) error // may drop the answer
@@ -155,8 +155,8 @@ type guardedService struct {
 }
 
 func (s *guardedService) handle(_ any, stream grpc.ServerStream) error {
-	// As a real handler does: the status of an answer before the request would reach some clients
-	// of grpc-go as EOF.
+	// A real handler also reads the request first: some clients of grpc-go would get the status
+	// of an earlier answer as EOF.
 	if err := stream.RecvMsg(new(emptypb.Empty)); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-// Command bare is what the start and the memory of Watchword are compared with: a gRPC server
+// Command bare is a program to compare the start and the memory of Watchword with: a gRPC server
 // without a service, with an open SQLite database and nothing else. The command shares no code
 // with Watchword. The first argument is the database's file.
 package main

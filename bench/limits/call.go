@@ -19,7 +19,7 @@ func (s *answering) UnaryCall(context.Context, *testv1.SimpleRequest) (*testv1.S
 	return s.answer, nil
 }
 
-// register adds the service that comes with grpc-go, with answers of so many bytes.
+// register adds the service that comes with grpc-go; its answers have size bytes.
 func register(server *grpc.Server, size int) {
 	answer := &testv1.SimpleResponse{Payload: &testv1.Payload{}}
 	for proto.Size(answer) < size {

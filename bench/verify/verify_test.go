@@ -160,7 +160,7 @@ func (w *world) together(do func(i int, r row)) {
 	wait.Wait()
 }
 
-// rotated changes the algorithm, while the libraries run with the keys of before.
+// rotated changes the algorithm, while the libraries run with the earlier keys.
 func (w *world) rotated(t *testing.T, first, alg string) {
 	w.command(t, "key", "rotate", "--alg", alg)
 	second := w.loginWith(t, alg)

@@ -91,7 +91,7 @@ func serveHTTP(t *testing.T, handler http.Handler) string {
 	return server.URL
 }
 
-// answer is what a client of HTTP gets: of a stream the first line.
+// answer holds what a client of HTTP gets; for a stream, only the first line.
 type answer struct {
 	status    int
 	challenge string // the header WWW-Authenticate

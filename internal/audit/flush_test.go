@@ -18,8 +18,8 @@ import (
 type flusher struct {
 	*testing.T
 	log     *Log
-	calls   int64 // refused so far
-	windows int   // begun so far
+	calls   int64 // the number of refused calls so far
+	windows int   // the number of windows begun so far
 	counter int   // counts up, so that each new kind gets a name of its own
 }
 

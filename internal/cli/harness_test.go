@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// result is what a command did.
+// result holds the exit status and the output of a command.
 type result struct {
 	status   int
 	out, err string

@@ -68,7 +68,8 @@ func TestSettingsFromThreePlaces(t *testing.T) {
 	}
 }
 
-// Everything that is wrong is said at once, with the place, and without a value.
+// A command reports all wrong settings in one error, with the place of each setting and without
+// its value.
 func TestEveryFaultOfTheSettings(t *testing.T) {
 	folder := t.TempDir()
 	t.Chdir(folder)

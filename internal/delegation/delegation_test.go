@@ -280,7 +280,7 @@ func TestRowsThatHaveChanged(t *testing.T) {
 	}
 }
 
-// Tokens that were minted before the floor for versions rose are as good as before.
+// Tokens that were minted before the floor for versions rose stay valid.
 func TestVersionsBelowTheFloor(t *testing.T) {
 	w := newWorld(t, sessiontest.New(t))
 	billed := w.must(t, w.notes, w.alice)
@@ -310,9 +310,9 @@ func TestAServiceAsSubject(t *testing.T) {
 	}
 }
 
-// A withdrawn key takes every delegated token back, also one that another key has signed. A token
-// that is delegated afterwards is good at once, and after a second withdrawal in the same second
-// it is not.
+// A withdrawn key takes every delegated token back, also a delegated token that another key has
+// signed. A token that is delegated afterwards is good at once, and a second withdrawal in the
+// same second takes this token back too.
 func TestAWithdrawnKey(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, of *sessiontest.World) {
 		w := newWorld(t, of)

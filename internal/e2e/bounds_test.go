@@ -233,8 +233,8 @@ func TestMessagesInCrumbs(t *testing.T) {
 	}
 }
 
-// A client that reads no answer holds as little as one that never ends its requests: gRPC
-// keeps the request, its metadata and the answer until the answer is on its way.
+// A client that reads no answer can hold no more than a client that never ends its requests:
+// gRPC keeps the request, its metadata and the answer until the answer is on its way.
 func TestUnreadAnswersAreBounded(t *testing.T) {
 	t.Parallel()
 	const conns = 200
@@ -390,7 +390,7 @@ func TestTheSourceBehindAProxy(t *testing.T) {
 		}
 	}
 	guess("127.0.0.50", "x-forwarded-for", "198.51.100.7")
-	guess("127.0.0.50", "x-forwarded-for", "203.0.113.1", "x-forwarded-for", "198.51.100.8, 127.0.0.51") // HAProxy adds a line
+	guess("127.0.0.50", "x-forwarded-for", "203.0.113.1", "x-forwarded-for", "198.51.100.8, 127.0.0.51") // HAProxy adds a second header of this name
 	guess("127.0.0.9", "x-forwarded-for", "198.51.100.9")
 	want := []string{"127.0.0.9", "198.51.100.7", "198.51.100.8"}
 	eventually(t, propagation, "the record of the guesses", func() error {

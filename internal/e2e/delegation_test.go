@@ -58,7 +58,7 @@ func startChain(t *testing.T, args ...string) *chain {
 // chainAudiences are the flags of a server for a chain.
 var chainAudiences = []string{"--audience", "s0", "--audience", "s1", "--audience", "s2", "--audience", "s3", "--audience", "s4"}
 
-// newChain makes a chain of so many services on a server with an issuer.
+// newChain makes a chain of the given number of services, on a server with an issuer.
 func newChain(t *testing.T, s *server, issuer string, services int) *chain {
 	t.Helper()
 	ch := &chain{server: s, c: dial(t, s.grpcAddr), issuer: issuer, platform: authntest.NewForeignIssuer("https://platform.test"), links: make([]*hop, services)}

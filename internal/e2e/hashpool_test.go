@@ -22,7 +22,7 @@ import (
 // unthrottled are flags with which the hashes alone bound the guesses.
 var unthrottled = []string{"--throttle-free-tries", "1000000", "--throttle-source-rate", "0"}
 
-// serveOn runs a server that uses so many cores, on a new database.
+// serveOn runs a server that uses the given number of cores, on a new database.
 func serveOn(t *testing.T, cores int, args ...string) *server {
 	t.Helper()
 	dir := t.TempDir()

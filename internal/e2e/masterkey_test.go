@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// TestACommandWithAForeignMasterKey gives commands the master key file of another
-// installation. No command may write anything, since no server could open both the keys of
-// before and the keys of the command.
+// TestACommandWithAForeignMasterKey gives commands the master key file of another installation.
+// No command may write anything, since no server could open both the earlier keys and the keys
+// of the command.
 func TestACommandWithAForeignMasterKey(t *testing.T) {
 	writtenOnBothEngines(t, func(t *testing.T, w *written) {
 		dir := t.TempDir()

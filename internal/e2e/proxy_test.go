@@ -12,7 +12,7 @@ import (
 type lineFaults struct {
 	refuse  bool          // closes new connections at once
 	swallow bool          // reads and drops all bytes; a link stays so, even after the next set
-	breaks  int           // cuts each new connection after at most so many bytes; 0 means never
+	breaks  int           // after how many bytes, at most, each new connection is cut; 0 means never
 	delay   time.Duration // delays each piece of data
 	rate    int           // bytes a second; 0 means without a bound
 }

@@ -67,7 +67,7 @@ func buildRelease(t *testing.T, folder, version, before string) map[string][32]b
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What git knows of the working tree, without the repository.
+	// The script copies the files that git knows of in the working tree, without the repository.
 	script := fmt.Sprintf("set -e; (cd %q; git ls-files -z --cached --others --exclude-standard | tar c --null -T -) | tar x; %s"+
 		"go run ./scripts/release -version %s -sbom %q -only linux/amd64", absolute, before, version, filepath.Join(bin, "cyclonedx-gomod"))
 	cmd := exec.Command("bash", "-c", script)

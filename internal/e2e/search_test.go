@@ -87,7 +87,8 @@ func TestSearchFindsSecrets(t *testing.T) {
 	}
 }
 
-// What a server answers, logs and stores becomes evidence; an answer with tokens does not.
+// The answers, the log and the database of a server become evidence, in which the tests look for
+// secrets. An answer with tokens does not become evidence.
 func TestEvidenceIsKept(t *testing.T) {
 	before := left.kinds()
 	t.Run("a server", func(t *testing.T) {

@@ -219,8 +219,8 @@ func TestShippingBeginsWithoutTheServer(t *testing.T) {
 	})
 }
 
-// What a command does on the database is recorded with the user of the operating system, and
-// is in the log of a running server.
+// A change by a command on the database is recorded with the user of the operating system, and a
+// running server logs the change.
 func TestTheCommandLineIsOnRecord(t *testing.T) {
 	s := serve(t, t.TempDir())
 	me, err := user.Current()

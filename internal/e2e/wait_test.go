@@ -125,7 +125,7 @@ func TestWatchersCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer evil.Close()
-	keepOpen(t, f.admins[1].conn, nil).opened(t) // reports nothing
+	keepOpen(t, f.admins[1].conn, nil).opened(t) // a watcher that opens a stream and sends no report
 	var lines []string
 	eventually(t, propagation, "the table", func() error {
 		out := wantExit(t, 0, run(t, f.atReplica(t, 2, "watchers")))

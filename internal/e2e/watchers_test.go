@@ -270,7 +270,7 @@ func TestWatchersAreCountedByTheirCertificate(t *testing.T) {
 	if n := strangers.held.Load(); n > 0 {
 		t.Errorf("%d streams without a certificate were served", n)
 	}
-	// The same address as the flood, and another name.
+	// A client at the address of the flood, with another name in its certificate, is served.
 	w := keepOpen(t, dialAs(t, "127.0.0.2", s.grpcAddr, credentials.NewTLS(ca.trusting(modest))), nil)
 	wantOK(t, "a watcher with another certificate", w.opened(t))
 	late := keepOpen(t, dialAs(t, "127.0.0.7", s.grpcAddr, credentials.NewTLS(ca.trusting(greedy))), nil)

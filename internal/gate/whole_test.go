@@ -133,7 +133,7 @@ func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	}
 }
 
-// BenchmarkCall is what the gate adds to a unary call of a client without a proxy.
+// BenchmarkCall measures what the gate adds to a unary call of a client without a proxy.
 func BenchmarkCall(b *testing.B) {
 	g, handler := unaryGate(2, func() {})
 	_, c, _ := direct(b, "192.0.2.1")

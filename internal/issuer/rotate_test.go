@@ -155,8 +155,9 @@ func TestRotateToAnotherAlgorithm(t *testing.T) {
 	})
 }
 
-// A refresh whose transaction was before the withdrawal of the signing key gets its token
-// after it: the successor signs, although it begins later.
+// If a refresh is committed before the withdrawal of the signing key, and its token is minted
+// after the withdrawal, the next key signs the token, although the next key begins to sign
+// later.
 func TestMintForATransactionBeforeTheWithdrawal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, s, master := ring(t)

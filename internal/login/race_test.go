@@ -63,7 +63,7 @@ func (w world) standing(t *testing.T, passwords ...string) string {
 	return working[0]
 }
 
-// caller returns a user as the caller, with the rights of now.
+// caller returns a user as the caller, with the user's present rights.
 func (w world) caller(t *testing.T, id string, tokens *session.Tokens) caller.Caller {
 	t.Helper()
 	u, err := w.Users.Get(context.Background(), id)

@@ -32,10 +32,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// window is what a client's stream takes unread, in bytes.
+// window is the number of bytes that a client's stream takes without being read.
 const window = 64 << 10
 
-// sendTimeout is what a watcher is given to read a message.
+// sendTimeout is the time within which a watcher must read a message.
 const sendTimeout = 30 * time.Second
 
 // trust is a TrustService with a database. Its feed does not run, so heartbeats come only after
@@ -70,7 +70,7 @@ type elsewhere struct {
 
 func (e elsewhere) RemoteAddr() net.Addr { return e.from }
 
-// serveTrust serves a bundle with so many ended sessions, in a bubble.
+// serveTrust serves a bundle with the given number of ended sessions, in a synctest bubble.
 func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerInterceptor) *trust {
 	t.Helper()
 	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "t.db"))

@@ -24,7 +24,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// serveEvents serves the record of a database with so many records, in a bubble.
+// serveEvents serves the record of a database with the given number of records, in a synctest
+// bubble.
 func serveEvents(t *testing.T, records int, opts ...grpc.ServerOption) (events *rpc.Audit, client watchwordv1.AuditServiceClient, ended chan error) {
 	t.Helper()
 	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "t.db"))

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/server"
 )
 
-// rounds is how often each acknowledgement is put to the proof: nothing waits
-// and nothing is tried twice, so one that comes too early shows.
+// rounds is the number of times that each acknowledgement is tested. The test waits for nothing
+// and tries nothing twice, so the test fails if one acknowledgement comes too early.
 const rounds = 200
 
 func TestLogoutIsKnownAtOnce(t *testing.T) {

@@ -33,7 +33,8 @@ func (h *harness) events(t *testing.T, filter *watchwordv1.ListEventsRequest) (e
 	}
 }
 
-// eventually polls for what becomes true within a second or so.
+// eventually calls is again and again until is returns true, for 30 seconds at most. says
+// returns the error text.
 func eventually(t *testing.T, is func() bool, says func() string) {
 	t.Helper()
 	poll := time.NewTicker(50 * time.Millisecond)

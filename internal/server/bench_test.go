@@ -71,7 +71,7 @@ func (s *side) quantile(q float64) float64 {
 	return float64(s.took[int(q*float64(len(s.took)-1))].Microseconds()) / 1000
 }
 
-// writtenBytes is what this process has caused to be written to a disk.
+// writtenBytes returns the number of bytes that this process has caused to be written to a disk.
 func writtenBytes(b *testing.B) (n int64) {
 	text, err := os.ReadFile("/proc/self/io")
 	if err != nil {

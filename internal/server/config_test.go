@@ -123,8 +123,8 @@ func TestValidateComesFirst(t *testing.T) {
 	}
 }
 
-// What New opened is closed again when a later step fails (goleak sees the
-// rest), and the error says what to do.
+// If a later step of New fails, New closes everything that it has opened (goleak checks the
+// goroutines), and the error says what to do.
 func TestNewFails(t *testing.T) {
 	folder := t.TempDir()
 	h, err := launch(folder)

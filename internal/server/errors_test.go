@@ -58,8 +58,8 @@ var codeOf = map[string]codes.Code{
 	"BUNDLE_STALE": codes.Unavailable,
 }
 
-// refusedBy checks that a refusal is one of the contract, in every detail. field
-// is the one that BadRequest names.
+// refusedBy checks that every detail of a refusal is as the API's contract says. field is the
+// field that BadRequest names.
 func refusedBy(t *testing.T, err error, reason, field string) {
 	t.Helper()
 	if got := outcome(err); got != reason {
@@ -191,7 +191,8 @@ func leaked(text string) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// What the master key file and the rows hold is secret too.
+// The content of the master key file and of the rows of keys is secret, and must not be in the
+// log.
 func TestNoKeyInTheLog(t *testing.T) {
 	h := shared(t)
 	for key, content := range keyMaterial(t, h) {

@@ -140,8 +140,8 @@ func newLeastExchange(b *testing.B, assertion string, answer *watchwordv1.Exchan
 	return l
 }
 
-// populateExchanges makes an issuer and so many accounts, and returns so many assertions for each
-// account.
+// populateExchanges makes an issuer and the given number of accounts, and returns each
+// assertions for every account.
 func populateExchanges(b *testing.B, database string, accounts, each int) (assertions []string) {
 	b.Helper()
 	f := newForeign(b, "ci", "https://ci.test", "RS256")

@@ -210,8 +210,8 @@ var sharedServer struct {
 	*harness
 }
 
-// shared is the server that tests share which leave nothing behind that others
-// could stumble over.
+// shared returns a server that several tests use: tests that change nothing which another test
+// depends on.
 func shared(t *testing.T) *harness {
 	t.Helper()
 	sharedServer.Lock()
@@ -281,14 +281,14 @@ func (h *harness) relogin(t *testing.T, a *account) {
 	}
 }
 
-// verify is what Verify says of a token: "ok" or a reason.
+// verify returns the answer of Verify about a token: "ok" or a reason.
 func (h *harness) verify(t *testing.T, accessToken string) string {
 	t.Helper()
 	_, err := h.auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: accessToken})
 	return outcome(err)
 }
 
-// refresh is what Refresh says of a token: "ok" or a reason.
+// refresh returns the answer of Refresh about a token: "ok" or a reason.
 func (h *harness) refresh(t *testing.T, refreshToken string) string {
 	t.Helper()
 	_, err := h.auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: refreshToken})

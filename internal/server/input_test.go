@@ -59,7 +59,7 @@ func TestWrongInput(t *testing.T) {
 	}
 }
 
-// undecodable are the requests that gRPC refuses before any code of ours.
+// undecodable returns the requests that gRPC refuses before any code of this project runs.
 func undecodable(m method) []wrong {
 	rows := []wrong{
 		{name: "undecodable bytes", req: raw{0x0a, 0x05, 'x'}, want: "Internal"},

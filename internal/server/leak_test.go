@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 )
 
-// heap is what is in use, when what is not has been collected.
+// heap returns the memory in use, after a collection of garbage.
 func heap() int {
 	var m runtime.MemStats
 	for range 2 { // the second run frees objects with a finalizer

@@ -118,7 +118,8 @@ func TestListSessions(t *testing.T) {
 				return err
 			}
 		}
-		// Those of before a raise, and those that grew old, are no longer live.
+		// Sessions from before a raise of RevokedBelow, and sessions past their lifetime, are no
+		// longer live.
 		u, err := tx.User(a.id)
 		for i := range 130 {
 			row := &store.Session{ID: user.NewID(), UserID: a.id, BornVersion: u.RevokedBelow - 1, Audience: audiences, CreatedAt: tx.Now(), RefreshedAt: tx.Now()}

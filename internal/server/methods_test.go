@@ -113,7 +113,7 @@ func notUTF8(m protoreflect.MessageDescriptor) (raw, bool) {
 	return nil, false
 }
 
-// credential is what may stand in a call's metadata where an access token is due.
+// credential is a value that a call can have in its metadata in place of an access token.
 type credential struct {
 	name   string
 	values []string

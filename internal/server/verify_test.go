@@ -142,7 +142,7 @@ func TestEveryChangeIsRefused(t *testing.T) {
 	})
 }
 
-// None of Wycheproof's signatures is an access token.
+// The tokens of Wycheproof, which are no access tokens, are all refused.
 func TestWycheproofIsRefused(t *testing.T) {
 	all := tokentest.Wycheproof(t)
 	s := tokentest.Load(t)

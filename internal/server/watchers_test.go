@@ -206,8 +206,8 @@ func TestVerifierReports(t *testing.T) {
 // streams, another connection of the network gets the place of one of them.
 func TestReportsKeepNoConnection(t *testing.T) {
 	h := start(t, func(cfg *server.Config) { cfg.MaxConnections = 16 })
-	// A half of the 16 connections is what one network may have; a half of the 12 places for
-	// watchers is what one network may have of streams of reports.
+	// One network can have half of the 16 connections, and half of the 12 places for watchers as
+	// places for streams of reports.
 	for range 2 {
 		watchFrom(t, h.own(t), nil)
 	}

@@ -24,7 +24,7 @@ type eventReader struct {
 	end    func()
 	last   map[string]*watchwordv1.Event
 	came   int
-	gap    watchwordv1.EventGap // the last one that came
+	gap    watchwordv1.EventGap // the gap that came last
 }
 
 // watchEvents opens a stream, and reads the first message.

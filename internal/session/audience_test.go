@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/session/sessiontest"
 )
 
-// A session whose row names the audience of administration beside others, as no login does,
-// gets tokens for the others only.
+// If the row of a session names the audience watchword beside other audiences, which no login
+// does, the session gets tokens for the other audiences only.
 func TestAdministrationIsAlone(t *testing.T) {
 	t.Parallel()
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {

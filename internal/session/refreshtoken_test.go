@@ -79,7 +79,7 @@ func FuzzParseRefreshToken(f *testing.F) {
 			}
 			return
 		}
-		// What is accepted is the one form of a token that one of the keys minted.
+		// An accepted text must be exactly the text that one of the keys mints for these values.
 		for id := range m.keys {
 			if mustMint(t, &macs{keys: m.keys, newest: id}, g) == s {
 				return

@@ -38,7 +38,7 @@ func TestSpendIsAdvance(t *testing.T) {
 			if err != nil {
 				rt.Fatal(err)
 			}
-			for range 3 { // the first is spent from what was drawn, the others right behind
+			for range 3 { // the first refresh spends the drawn generation, and the next two follow at once
 				var spent *store.Spent
 				if err := s.Spend(t.Context(), spend, func(newest *store.Spent) { spent = newest }); err != nil {
 					rt.Fatal(err)

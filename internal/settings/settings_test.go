@@ -114,7 +114,7 @@ func TestSharedKeys(t *testing.T) {
 	}
 }
 
-// Everything wrong is in one error, whatever is wrong with the arguments.
+// All faults are in one error, whatever is wrong with the arguments.
 func TestEveryFault(t *testing.T) {
 	t.Setenv("TOOL_MOST", "S3cret")
 	file := "names: [S3cret]\nS3cret: 1\nlife: S3cret\n"

@@ -108,7 +108,7 @@ func TestStrangersGiveWayWithinAPeer(t *testing.T) {
 	}
 }
 
-// model is what a pool does, written with loops over all places.
+// model models a pool, written with loops over all places.
 type model struct {
 	places, perPeer int
 	keeps           bool

@@ -71,8 +71,8 @@ func inhabited(t *testing.T, sessions int) (uri string) {
 	return uri
 }
 
-// tables is what a database holds by its tables, a line for each row, as the
-// engine's own program would see it.
+// tables returns the content of a database by tables, a line for each row, in the form in which
+// the engine's own program shows the row.
 func tables(t *testing.T, uri string, names, columns string) map[string][]string {
 	t.Helper()
 	driver, name := "sqlite", "file:"+strings.TrimPrefix(uri, "sqlite:")

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// WaitQueued waits until so many writes are queued behind the one that runs.
+// WaitQueued waits until n writes are queued behind the write that runs.
 func WaitQueued(s *Store, n int) {
 	for len(embedded(s).writer.queue.jobs) < n {
 		runtime.Gosched()
@@ -28,8 +28,8 @@ func FailDriver(tx *Tx) error {
 	return tx.exec(`INSERT INTO no_such_table (x) VALUES (1)`)
 }
 
-// LimitPages makes the disk full when the file has so many pages, or now if it
-// has more: statements fail that need another page.
+// LimitPages makes the disk full when the file has the given number of pages, or at once if the
+// file has more: statements that need another page fail.
 func LimitPages(t *testing.T, s *Store, pages int) {
 	t.Helper()
 	err := embedded(s).write(t.Context(), func(tx *Tx) error {

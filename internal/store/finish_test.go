@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// What programs write that do not know service accounts.
+// These statements are those of programs that do not know service accounts.
 const (
 	earlierReplica = `INSERT INTO replicas (id, address, answered, written_at, summary) VALUES ($1, $2, $3, $4, $5)`
 	earlierEvent   = `INSERT INTO events (seq, tag, kind, subject, version, expires_at) SELECT seq + $1, $2, $3, $4, $5, $6 FROM head WHERE id = 1`

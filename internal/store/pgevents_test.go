@@ -27,7 +27,7 @@ type eventLog interface {
 	after(seq int64) (seqs []int64, subjects []string)
 }
 
-// ours is the one that is tested.
+// ours is the tested way to number events: the store's own.
 type ours struct {
 	t *testing.T
 	s *store.Store
@@ -60,7 +60,8 @@ func (o ours) after(seq int64) (seqs []int64, subjects []string) {
 	return seqs, subjects
 }
 
-// byIdentity is the one that would be written first: the database numbers the rows.
+// byIdentity is the obvious way to number events, for comparison: an identity column, by which
+// the database numbers the rows.
 type byIdentity struct {
 	t    *testing.T
 	pool *pgxpool.Pool

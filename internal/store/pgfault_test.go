@@ -43,7 +43,7 @@ func newBehind(t *testing.T, parameters ...string) *behind {
 	return b
 }
 
-// insertAlice makes a user and so many sessions: s0, s1 and so on.
+// insertAlice makes the user alice and the given number of sessions: s0, s1 and so on.
 func insertAlice(t testing.TB, s *store.Store, sessions int) {
 	t.Helper()
 	now := time.Now()

@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// calls are what a replica asks of its database.
+// calls has the kinds of calls that a replica makes to its database.
 var calls = map[string]func(context.Context, *store.Store) error{
 	"Read": func(ctx context.Context, s *store.Store) error {
 		return s.Read(ctx, func(tx *store.Tx) error { _, err := tx.Head(); return err })

@@ -130,7 +130,7 @@ func (s *slots) report() {
 	switch {
 	case n == cap(s.free):
 		s.reported = 0
-	case s.withheld == 0 || n == 0: // the database was away a moment ago, or is away now
+	case s.withheld == 0 || n == 0: // no line: the database was away a moment ago, or is away now
 	case s.reported == 0 || n < s.reported:
 		s.reported = n
 		s.logger.Warn("PostgreSQL gives this replica fewer connections than configured: calls wait for their turn",

@@ -19,8 +19,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// storm is what writers have been told. Every write has a name of its own, and
-// two rows, which must both be there or neither.
+// storm holds what the writers have been told. Every write has a unique name and two rows, and
+// the database must have both rows or neither.
 type storm struct {
 	*store.Store
 	full atomic.Int64 // odd while the disk is full
@@ -33,7 +33,7 @@ type storm struct {
 	stopping bool
 }
 
-// fate is what a write's caller may rely on.
+// fate says what the caller of a write can rely on.
 type fate int
 
 const (
@@ -56,8 +56,8 @@ func secondRow(tx *store.Tx, name string) error {
 	return tx.AppendEvent(&store.Event{Tag: []byte("tag"), Kind: store.SessionEnded, Subject: name, ExpiresAt: tx.Now().Add(time.Hour)})
 }
 
-// between is what a kind of write does between its rows. Its error is what the
-// caller must be told; nil: the write must be acknowledged.
+// between holds a function that a kind of write runs between its two rows, and the error that
+// the caller must get; nil: the write must be acknowledged.
 type between struct {
 	kind   string
 	weight int

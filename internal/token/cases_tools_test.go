@@ -45,7 +45,7 @@ func (c *cases) toolsAlgorithms() {
 			}{{"HS384", sha512.New384}, {"HS512", sha512.New}} {
 				c.invalid(mac.alg+" with the "+s.alg+" key as "+form.name, hmacSigned(mac.new, mac.alg, s.header(), []byte(form.value)))
 			}
-			// The alg is what the verifier expects, and the signature is an HMAC all the same.
+			// The alg is the one that the verifier expects, but the signature is an HMAC.
 			c.invalid("HMAC under alg "+s.alg+" with the key as "+form.name, hmacSigned(sha256.New, s.alg, s.header(), []byte(form.value)))
 		}
 	}

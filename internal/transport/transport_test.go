@@ -165,7 +165,8 @@ func TestProtectsByTarget(t *testing.T) {
 				t.Errorf("%s by %v is refused", target, addr)
 			}
 		}
-		// And no target brings another machine here.
+		// For a peer on another machine, no target makes the connection one that stays on this
+		// machine.
 		if transport.Protects(&peer.Peer{Addr: tcp("192.0.2.7")}, canonical, credentials.IntegrityOnly) {
 			t.Errorf("%s by another machine is taken", target)
 		}

@@ -70,8 +70,8 @@ func TestCreateService(t *testing.T) {
 	})
 }
 
-// What a change of a service account does to the tokens that the account holds or has
-// delegated.
+// TestEffectsOnAService checks what each change of a service account does to the tokens that the
+// account holds or has delegated.
 func TestEffectsOnAService(t *testing.T) {
 	update := func(c user.Change) func(context.Context, *user.Users, string) error {
 		return func(ctx context.Context, u *user.Users, id string) error {

@@ -97,7 +97,7 @@ func (f *fixture) row(t *testing.T, id string) (row *store.User) {
 	return row
 }
 
-// event is what verifiers learn of a change.
+// event holds what verifiers learn of a change.
 type event struct {
 	kind    store.EventKind
 	subject string
@@ -200,7 +200,8 @@ func TestInsertOfATakenName(t *testing.T) {
 	})
 }
 
-// What a change does to the row, and to the tokens and sessions that are out.
+// TestEffectsOfChanges checks what each change does to the row of the user, and to the user's
+// tokens and sessions.
 func TestEffectsOfChanges(t *testing.T) {
 	const (
 		none    = store.EventKind("")

@@ -102,7 +102,7 @@ func wantSettings(t *testing.T, s *store.Store, want map[string]string) {
 	}
 }
 
-// newUser returns a user's row, as of now.
+// newUser returns a user's row with the present time.
 func newUser(id, username string) *store.User {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.User{
@@ -111,7 +111,7 @@ func newUser(id, username string) *store.User {
 	}
 }
 
-// newSession returns a session's row, as of now.
+// newSession returns a session's row with the present time.
 func newSession(id, userID string) *store.Session {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.Session{

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// newIssuer returns an issuer's row, as of now.
+// newIssuer returns an issuer's row with the present time.
 func newIssuer(name string) *store.Issuer {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.Issuer{
@@ -21,7 +21,7 @@ func newIssuer(name string) *store.Issuer {
 	}
 }
 
-// newBinding returns a binding's row, as of now.
+// newBinding returns a binding's row with the present time.
 func newBinding(id, issuer, userID string) *store.Binding {
 	return &store.Binding{
 		ID: id, Issuer: issuer, Subject: "subject", UserID: userID, CreatedAt: time.Now().UTC().Truncate(time.Microsecond),

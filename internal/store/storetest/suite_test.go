@@ -12,10 +12,9 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 func TestSuite(t *testing.T) { storetest.EachEngine(t, storetest.Suite) }
 
-// Behind PgBouncer each transaction may be on another connection, and one that is
-// as old as Debian's knows no prepared statements. In a rolling upgrade, besides,
-// this program runs on the schema of the next, which has added what this one does
-// not know.
+// Behind PgBouncer each transaction can be on another connection, and an old PgBouncer, such as
+// Debian's, knows no prepared statements. The schema has further tables and columns, as in a
+// rolling upgrade to a later program.
 func TestSuiteBehindPgBouncerOnAnExpandedSchema(t *testing.T) {
 	storetest.Suite(t, func(t testing.TB) string {
 		uri := storetest.Postgres(t)
