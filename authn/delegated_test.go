@@ -22,7 +22,7 @@ var searching = []token.Actor{
 	{Subject: "service-notes", Username: "notes", Version: 7},
 }
 
-// delegated adds actors to a token, and asService takes the session from a token.
+// delegated adds actors to a token, and asService removes the session from a token.
 func delegated(c *token.Claims) { c.Actors = searching }
 func asService(c *token.Claims) { c.SessionID = "" }
 

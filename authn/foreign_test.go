@@ -22,9 +22,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// foreign is a service whose code another protobuf runtime generated (gogo/protobuf): grpc-go
-// serves it, but the program has no descriptor of it. So nobody can read that its proto file
-// asks for a role.
+// foreign is a service with code of another protobuf runtime (gogo/protobuf): grpc-go serves the
+// service, but the program has no descriptor of the service. So no code can read that the proto
+// file asks for a role.
 const foreign = "/foreign.v1.NotesService/"
 
 func serveForeign(t *testing.T, v *authn.Verifier) (*grpc.ClientConn, map[string]grpc.ServiceInfo) {
@@ -150,7 +150,7 @@ func TestASecondCopyOfTheOption(t *testing.T) {
 				}
 				t.Cleanup(func() { protoregistry.GlobalTypes = before })
 				file := notesFile("copied.v1", admin)
-				if early { // decodes the options by the copy
+				if early { // the options of the file are decoded by the second copy of access.proto
 					protoregistry.GlobalTypes = types
 					file = decodedAgain(t, file)
 				}

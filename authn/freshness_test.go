@@ -284,8 +284,8 @@ func TestAHeartbeatWithinTheSnapshot(t *testing.T) {
 	})
 }
 
-// suspend suspends the machine: the monotonic clock, which is the clock of the bubble, stands
-// still. The bundle looks at once.
+// suspend suspends the machine: the monotonic clock, which is the fake clock of synctest, stands
+// still. After the suspension, the bundle checks its age at once.
 func (b *strict) suspend(total time.Duration) { b.fresh.clock.elapsed.Suspend(total) }
 
 // After a suspension the bundle is stale at once, and a token that expired during the suspension

@@ -274,7 +274,7 @@ func TestOptions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
-			cancel() // options that are accepted by mistake are not waited for
+			cancel() // if NewVerifier accepts wrong options by mistake, the test does not wait for a bundle
 			v, err := authn.NewVerifier(ctx, conn, opts...)
 			if v != nil || status.Code(err) != codes.InvalidArgument || !strings.HasPrefix(err.Error(), "authn: ") {
 				t.Errorf("%v, %v", v, err)

@@ -33,8 +33,8 @@ func incoming(tokens []string) []context.Context {
 	return calls
 }
 
-// through makes calls through an interceptor around a handler that does nothing. Each
-// worker begins at another one of the calls.
+// through makes calls through an interceptor around a handler that does nothing. Each worker
+// begins at a different call.
 func through(intercept grpc.UnaryServerInterceptor, calls []context.Context) func(worker, i int) error {
 	return func(worker, i int) error {
 		_, err := intercept(calls[(worker*len(calls)/cores+i)%len(calls)], nil, guarded, noop)

@@ -144,7 +144,7 @@ func (r rates) overAll(others []rates) float64 {
 
 func median(values []float64) float64 { return quantile(values, 0.5) }
 
-// quantile is the value that so large a part of all does not exceed.
+// quantile returns the value that the part q of all values does not exceed.
 func quantile(values []float64, q float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	if q == 0.5 && len(sorted)%2 == 0 {

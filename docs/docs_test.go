@@ -1,4 +1,4 @@
-// Package docs_test holds what the documents say to what the program does.
+// Package docs_test checks that the program does what the documents say.
 package docs_test
 
 import (

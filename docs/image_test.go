@@ -26,7 +26,7 @@ func TestImageIsBuiltByAnExactVersion(t *testing.T) {
 	if len(wanted) == 0 {
 		t.Fatal("go.mod names no version of Go")
 	}
-	oldest := "go" + wanted[len(wanted)-1][1] // the toolchain, if there is one
+	oldest := "go" + wanted[len(wanted)-1][1] // of the last such line: the toolchain, if go.mod names one
 	bases := baseImage.FindAllStringSubmatch(read(t, "Dockerfile"), -1)
 	if len(bases) != 2 || bases[1][1] != "scratch" {
 		t.Fatalf("the Dockerfile begins at %q, want Go and scratch", bases)

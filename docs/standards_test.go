@@ -47,7 +47,7 @@ func TestNamedTestsExist(t *testing.T) {
 	tests, named := testsOf(t), 0
 	runs := regexp.MustCompile(`-run '?\^?((?:Test|Fuzz)\w+)(\$?)`)
 	for _, path := range documents(t) {
-		if strings.HasPrefix(path, filepath.Join("docs", "decisions")) { // dated
+		if strings.HasPrefix(path, filepath.Join("docs", "decisions")) { // a decision has a date, and can name a test that was renamed later
 			continue
 		}
 		text := read(t, path)

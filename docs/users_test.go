@@ -188,7 +188,8 @@ func (s *served) lines(t *testing.T, path, heading string, n int) {
 // step is what a block of commands has, reads and prints.
 type step struct{ command, input, output string }
 
-// Every block of the page for service accounts, in the order of the page.
+// services runs every block of commands of the page about service accounts, in the order of the
+// page.
 func (s *served) services(t *testing.T) {
 	s.page(t, "docs/services.md", []step{
 		{"export WATCHWORD_ADDR=" + documentedGRPC, "", ""},
@@ -200,7 +201,8 @@ func (s *served) services(t *testing.T) {
 	})
 }
 
-// Every block of the first week, in the order of the page.
+// firstWeek runs every block of commands of the page about the first week, in the order of the
+// page.
 func (s *served) firstWeek(t *testing.T) {
 	const aPassword = "correct horse battery\n"
 	s.page(t, "docs/first-week.md", []step{
@@ -298,7 +300,7 @@ func (s *served) run(t *testing.T, commands, input string) string {
 	toServed := strings.NewReplacer(documentedGRPC, s.grpc, documentedHTTP, s.http)
 	cmd := exec.Command("bash", "-euo", "pipefail", "-c", toServed.Replace(commands))
 	cmd.Dir = s.folder
-	if input != "" { // else the null device, and logout ends the kept session
+	if input != "" { // without input, standard input is the null device, and `watchword logout` ends the kept session
 		cmd.Stdin = strings.NewReader(input)
 	}
 	cmd.Env = append(environment(), "XDG_CONFIG_HOME="+s.folder)

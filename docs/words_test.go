@@ -17,7 +17,7 @@ import (
 // another first language; the others make a person of a process, or a riddle of a pronoun.
 var (
 	unused = regexp.MustCompile(`(?i)\b(shall|meanwhile|for\s+good|in\s+vain|thereby|whoever|nobody|whom|whose)\b`)
-	// Nor does Go need "who": say client, caller, server, user.
+	// Comments in Go need no "who" either: the project writes client, caller, server or user.
 	unusedInGo = regexp.MustCompile(`(?i)\bwho\b`)
 )
 
@@ -43,8 +43,8 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// ours are the files of the repository that users or developers read, less tests
-// and test kits, generated code and what is of the past.
+// ours returns the files of the repository that users or developers read, without tests and test
+// kits, generated code, and documents about the past.
 func ours(t *testing.T) (paths []string) {
 	t.Helper()
 	left := []string{".git", ".bin", "node_modules", "gen", "testdata", "docs/decisions", "CHANGELOG.md",

@@ -67,10 +67,11 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		a, err := c.AnswerTo(callCtx(t), 2*(streams-1)+1) // the last one is above the streams of a connection
+		a, err := c.AnswerTo(callCtx(t), 2*(streams-1)+1) // the last request is one more than the streams that a connection allows
 		if err != nil || a.Status != nil || a.Reset != http2.ErrCodeRefusedStream {
-			// Or above the requests of the peer. On a slow machine earlier requests may have ended
-			// before, and the last one then ends in the same way.
+			// The last request can also be refused as one more than the requests of a peer. On a
+			// slow machine earlier requests may have timed out before, and the last request then
+			// times out too.
 			switch {
 			case err == nil && a.Status.Code() == codes.DeadlineExceeded:
 			case err == nil && authn.Reason(a.Status.Err()) == overloaded:

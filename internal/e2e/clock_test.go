@@ -79,7 +79,7 @@ func TestTheDatabasesClockIsSet(t *testing.T) {
 		}
 		return nil
 	}
-	const soon = 5 * time.Second // a heartbeat comes as often, also if a reading of the clock should bring none
+	const soon = 5 * time.Second // the time between two heartbeats: a heartbeat brings the new clock even if no reading of the clock does
 	const good, expired, revoked, invalid = "ERROR_REASON_UNSPECIFIED", "ERROR_REASON_TOKEN_EXPIRED", "ERROR_REASON_TOKEN_REVOKED", "ERROR_REASON_TOKEN_INVALID"
 	login := func() *watchwordv1.TokenPair { return c.login(t, "admin", in.admin) }
 	first, out := login(), login()

@@ -239,8 +239,9 @@ func TestAnEarlierKeySet(t *testing.T) {
 			t.Error("the server rotated an earlier key set")
 		}
 
-		// A command knows no better, and makes the leaked key authentic and newer. The server
-		// that saw the withdrawal refuses the key, and names a command that withdraws the key.
+		// A command that starts now knows nothing of the withdrawal, and makes the leaked key
+		// authentic and newer. The server that saw the withdrawal refuses the key, and names a
+		// command that withdraws the key.
 		wantExit(t, 0, run(t, w.command("key", "rotate")))
 		w.awaitLog(t, regexp.MustCompile(`level=ERROR .*was withdrawn before.* remedy=.*watchword key revoke`))
 		w.wantEverywhereRefused(t, "made newer by key rotate", c, verifier, leaked)
@@ -250,7 +251,8 @@ func TestAnEarlierKeySet(t *testing.T) {
 		c = dial(t, w.grpcAddr)
 		w.wantEverywhereRefused(t, "after key revoke and a restart", c, verifier, leaked)
 
-		// Every process stops. A new server knows no better; a verifier that saw the withdrawal does.
+		// Every process stops. A new server knows nothing of the withdrawal, but a verifier that
+		// saw the withdrawal remembers it.
 		wantOK(t, "closing a verifier with a snapshot file", reopened(authn.WithSnapshotFile(snapshots)).Close())
 		again.stop(t)
 		w.exec(t, `DELETE FROM signing_keys`)

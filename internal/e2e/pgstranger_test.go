@@ -89,7 +89,8 @@ func TestKilledMigration(t *testing.T) {
 	s := newShared(t)
 	wantExit(t, 0, run(t, s.command(t, "migrate")))
 	db := connect(t, s.uri)
-	// Undoes the newest migrations, and lets their next run wait before the end of the first.
+	// These statements undo the newest migrations, and hold a lock, so that the next migration
+	// waits before the end of the first of them.
 	execute(t, db, `DELETE FROM goose_db_version WHERE version_id >= 7`, `DROP INDEX goose_db_version_once`, `DROP TABLE exclusive_lock`,
 		`DROP TABLE audit_marks`, `DROP INDEX audit_cli`, `ALTER TABLE audit DROP COLUMN seq`, `DROP SEQUENCE audit_numbers`, `ALTER TABLE sessions DROP COLUMN repeated, DROP COLUMN run`, `DROP TABLE bindings, issuers`, `DROP TABLE replicas, watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE users DROP COLUMN kind, DROP COLUMN audiences, DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`,
 		`ALTER TABLE signing_keys DROP COLUMN counter, DROP COLUMN tag`,

@@ -88,7 +88,7 @@ func TestStrangersDoNotHideGuesses(t *testing.T) {
 	if named != 1 {
 		t.Errorf("%d records of guesses, want 1", named)
 	}
-	if most := 64 + 5; len(lines) > most { // the places of strangers, one record for each type and reason, the start of the server, the guesses
+	if most := 64 + 5; len(lines) > most { // 64 entries of strangers, and five more: one for each type and reason, the start of the server, and the guesses
 		t.Errorf("%d records, want at most %d", len(lines), most)
 	}
 }

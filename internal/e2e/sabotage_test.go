@@ -38,7 +38,8 @@ func TestReplicasUnderFaults(t *testing.T) {
 
 func runUnderFaults(t *testing.T, r rules, grace string, spacing int64, rounds int) {
 	const persons, workers = 6, 2
-	// The workers of a person share a session, so nearly every generation has a repeat.
+	// The workers of a person share a session, and often refresh with the same token, so nearly
+	// every generation has a repeat.
 	in := install(t, "--access-ttl", "1h", "--refresh-grace", grace, "--refresh-repeats", "1000000000")
 	in.follow(true)
 	for range 3 {

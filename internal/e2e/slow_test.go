@@ -76,7 +76,7 @@ func TestSlowUnreadRepliesAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for stream := uint32(1); err == nil; stream += 2 { // the buffers of the machine take some megabytes first
+	for stream := uint32(1); err == nil; stream += 2 { // the buffers of the machine's network take some megabytes first
 		if stream > 4_000_000 {
 			t.Fatal("two million calls, and the server has not closed the connection")
 		}

@@ -64,7 +64,7 @@ func TestGuessesFromManyAddresses(t *testing.T) {
 	for range 10 {
 		want = append(want, "TOO_MANY_ATTEMPTS")
 	}
-	// The owner, on a new device, asks first after the guesses that are free.
+	// The owner, on a new device, is the first client that asks after the free guesses.
 	stranger := dialFrom(t, "127.88.0.1", s.grpcAddr)
 	var promised time.Duration
 	for _, username := range []string{"nobody-has-this-name", "alice"} {
@@ -183,7 +183,7 @@ func TestGuessesWithAStolenRefreshToken(t *testing.T) {
 	}
 	_, err = owner.known(t, "admin", s.admin, device)
 	reason, wait := answerOf(err)
-	if reason == "" { // a second has passed since the last guess, and the thief's promise is elsewhere
+	if reason == "" { // a second has passed since the last guess, and the thief has a promised time in another network
 		t.Skip("the machine is too slow for delays of a second")
 	}
 	if reason != "TOO_MANY_ATTEMPTS" || wait <= 0 || wait > 30*time.Second || wait%time.Second != 0 {

@@ -105,7 +105,7 @@ func TestMoreNetworksThanUnfinishedRequests(t *testing.T) {
 	var unfinished []*strangertest.Conn
 	for i := range connections / 4 {
 		c := strange(t, attacker(i), s.grpcAddr)
-		if err := c.Headers(1, login, false); err != nil || !alive(c, 3) { // the answer shows that the server has read the first
+		if err := c.Headers(1, login, false); err != nil || !alive(c, 3) { // the answer to the second request shows that the server has read the first one
 			t.Fatalf("the request of an attacker: %v", err)
 		}
 		unfinished = append(unfinished, c)

@@ -96,8 +96,9 @@ func TestSlowUpgrade(t *testing.T) {
 	f.exclude(t, before, now)
 }
 
-// exclude finishes the upgrade while a server of the earlier version runs. That server is so
-// old that no row tells of it. It turns unready and can take no rights away, and none starts.
+// exclude finishes the upgrade while a server of the earlier version runs. The earlier version
+// is so old that its servers write no row into the table replicas. The server of the earlier
+// version turns unready and can revoke nothing, and no further server of the version starts.
 func (f *mixture) exclude(t *testing.T, before, now release) {
 	t.Helper()
 	old := f.serve(t, before, nil)

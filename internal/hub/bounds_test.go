@@ -157,7 +157,7 @@ func TestASnapshotIsReadInTime(t *testing.T) {
 		if took, err := read(nil, 29*time.Second); !errors.Is(err, hub.ErrBehind) || took > 3*time.Minute {
 			t.Errorf("a watcher that reads two messages each minute: %v, after %v", err, took)
 		}
-		for range 97 { // a watcher that resumes receives 100 messages: these, the trust state, the end and the heartbeat
+		for range 97 { // a watcher that resumes receives 100 messages: these 97, the trust state, the end and the heartbeat
 			s.end("another")
 		}
 		if took, err := read(at, 29*time.Second); err != nil {
@@ -257,7 +257,8 @@ func TestWaitAppliedWaitsForOurOwnVerifier(t *testing.T) {
 		if err := soon(); err != nil {
 			t.Errorf("the change has been applied: %v", err)
 		}
-		// In another history the same number counts only after the verifier has received that history.
+		// After a fork, the number of an event in the new history counts as applied only after
+		// the verifier has received the new history.
 		s.fork(1, trust(time.Minute))
 		s.end("two")
 		if m := recv(); m != nil {

@@ -404,7 +404,7 @@ func TestAKeyIsRemovedByTicks(t *testing.T) {
 		storetest.Wait(t, s, time.Hour)
 		old := signing(t, s).KID
 		rotate(t, k, "")
-		time.Sleep(24 * time.Hour) // without a tick: the clock is set ahead
+		time.Sleep(24 * time.Hour) // no server counts a tick, so the time passes by the clock alone
 		kept := func() bool {
 			return slices.ContainsFunc(rows(t, s), func(k *store.SigningKey) bool { return k.KID == old })
 		}

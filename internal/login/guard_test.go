@@ -366,8 +366,8 @@ func TestCostOfGuesses(t *testing.T) {
 	for range 40 { // the first call on a connection prepares its statements there
 		g.try(t, "192.0.2.1", "mallory", wrong, "")
 	}
-	// BEGIN, settings, buckets | user | COMMIT, and BEGIN, settings, two rows, buckets, time |
-	// two rows, COMMIT.
+	// the statements, with "|" or "and" between two round trips: BEGIN, settings, buckets |
+	// user | COMMIT, and BEGIN, settings, two rows, buckets, time | two rows, COMMIT.
 	count.Want(t, "a wrong password", 14, 5, func() { g.try(t, "192.0.2.1", "mallory", wrong, "") })
 	for g.try(t, "192.0.2.1", "mallory", wrong, "") == "wrong" {
 		continue

@@ -141,9 +141,9 @@ func TestStatementsAndRoundTrips(t *testing.T) {
 	for range 20 { // the first call on a connection prepares its statements there
 		w.Login(t)
 	}
-	// BEGIN, settings, buckets | user | COMMIT, and BEGIN, settings, user, time | ended
-	// sessions beyond the bound | sessions beyond the bound, time | session, the user's records
-	// | record, COMMIT.
+	// the statements, with "|" or "and" between two round trips: BEGIN, settings, buckets |
+	// user | COMMIT, and BEGIN, settings, user, time | ended sessions beyond the bound |
+	// sessions beyond the bound, time | session, the user's records | record, COMMIT.
 	count.Want(t, "Login", 16, 8, func() { w.Login(t) })
 }
 

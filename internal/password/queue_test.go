@@ -166,7 +166,7 @@ func TestPeersTakeTurns(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 100})
 		c.arriveMany(Stranger("a"), "a1", "a2", "a3", "a4")
 		c.arriveMany(Stranger("b"), "b1", "b2")
-		c.arriveMany(User("a"), "alice") // no network, although the name is the same
+		c.arriveMany(User("a"), "alice") // the user a is no network, although the names are the same
 		c.finish()
 		c.finish()
 		c.arriveMany(Stranger("b"), "b3")
@@ -448,7 +448,7 @@ func TestCancelledBeforeHash(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 1})
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		for i := range 50 { // select may choose the free slot or the ended context
+		for i := range 50 { // select can choose the free slot or the ended context, so the test tries several times
 			name := fmt.Sprintf("late %d", i)
 			c.arrive(ctx, Stranger("a"), name)
 			c.expectAnswer(context.Canceled, name)

@@ -22,7 +22,8 @@ func TestLogoutIsKnownAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A login costs a hash; most rounds do with a session that was inserted.
+	// A login costs the time of a hash, so most rounds use a session that was inserted into the
+	// database.
 	mac, mint, ids := keyMaterial(t, h)[macKey], h.minter(t, a), h.insertSessions(t, a.id, rounds)
 	for i, id := range ids {
 		tokens := &watchwordv1.TokenPair{AccessToken: mint(id), RefreshToken: refreshToken(t, mac, id, 1)}
@@ -31,7 +32,7 @@ func TestLogoutIsKnownAtOnce(t *testing.T) {
 			tokens = a.TokenPair
 		}
 		spent := tokens.GetRefreshToken()
-		if i%4 == 0 { // the spent token ends the session as well as the newest
+		if i%4 == 0 { // a spent refresh token ends the session in the same way as the newest token
 			resp, err := h.auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: spent})
 			if err != nil {
 				t.Fatal(err)
@@ -86,7 +87,7 @@ func TestRevokeUserSessionsIsKnownAtOnce(t *testing.T) {
 	h := shared(t)
 	a := h.make(t)
 	for range rounds {
-		// The version is another after each round, so the claims are read anew.
+		// The version of the user's rights changes in each round, so the claims are read again.
 		id := h.insertSessions(t, a.id, 1)[0]
 		mint := h.minterOf(t, a)
 		raw := mint(id)

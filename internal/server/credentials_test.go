@@ -72,7 +72,8 @@ func TestCredentials(t *testing.T) {
 		t.Error("the token was not refreshed")
 	}
 
-	// Another process goes on with what was stored, and this one stops.
+	// Another process continues the session with the stored refresh token, and this process
+	// stops.
 	source.Close()
 	calls(sessions, "Canceled")
 	source, err = tokensource.Refresh(h.conn, newest, tokensource.WithStore(store))

@@ -454,7 +454,7 @@ func TestUnknownKIDsOfARealIssuer(t *testing.T) {
 		})
 	}
 	tasks.Wait()
-	allowed := int64(time.Since(began)/(10*time.Second)) + 2 // the first one, and one for each ten seconds begun
+	allowed := int64(time.Since(began)/(10*time.Second)) + 2 // the first fetch, and one fetch for each ten seconds that have begun
 	if n := fetches.Load(); n > allowed {
 		t.Errorf("%d fetches in %v, at most %d are allowed", n, time.Since(began), allowed)
 	}

@@ -104,7 +104,7 @@ func (f *foreign) sign(t testing.TB, kid string, claims jsonObject) string {
 	return compact(t, f.keys[kid], f.algs[kid], jsonObject{"alg": f.algs[kid], "kid": kid, "typ": "JWT"}, claims)
 }
 
-// compact signs whatever header and claims. For the algorithm none, the signature is empty.
+// compact signs any header and claims. For the algorithm none, the signature is empty.
 func compact(t testing.TB, key any, alg string, header, claims any) string {
 	t.Helper()
 	part := func(v any) string {

@@ -45,7 +45,7 @@ func TestJWKS(t *testing.T) {
 			document := decode(t, body)
 			keys, _ := document["keys"].([]any)
 			set, err := h.trust.GetKeySet(t.Context(), &watchwordv1.GetKeySetRequest{})
-			if err != nil || len(keys) != 2 || len(set.GetKeys()) != 2 || len(document) != 1 { // one signs, one signs next
+			if err != nil || len(keys) != 2 || len(set.GetKeys()) != 2 || len(document) != 1 { // of the two keys, one signs now and the other signs next
 				t.Fatalf("%v %v %v", document, set, err)
 			}
 			for i, key := range keys {
@@ -227,7 +227,7 @@ func TestStopWithWatchers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A stop closes this conn before anything else, so a watcher has its own.
+	// The stop closes h.conn before anything else, so the watchers use a separate connection.
 	var watchers []watchwordv1.TrustService_WatchBundleClient
 	for range 20 {
 		w, err := h.trust.WatchBundle(t.Context(), &watchwordv1.WatchBundleRequest{Resume: []byte("nonsense")})

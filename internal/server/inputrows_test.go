@@ -34,7 +34,7 @@ type population struct {
 	admin, alice, bob, disabled *account
 	expired, elsewhere          string // access tokens
 	ended                       string // a refresh token
-	forgotten, idle, old        string // refresh tokens of sessions: without a row, unused for too long, too old
+	forgotten, idle, old        string // refresh tokens of sessions without a row, unused for too long, and too old
 	narrow                      string // a refresh token of a session for "internal" alone
 	service                     string // the id of a service account
 	users, alices               string // page tokens, of ListUsers and of ListSessions for Alice
@@ -175,8 +175,7 @@ func concat(parts ...[]wrong) []wrong {
 	return all
 }
 
-// badPages are the page tokens that no list takes; others are those of lists
-// that are not the one.
+// badPages returns the page tokens that no list accepts, and others: page tokens of other lists.
 func badPages(others map[string]string) map[string]string {
 	all := map[string]string{
 		"a page token of garbage": "garbage", "a page token of no base64": "!", "a page token of zeros": base64.RawURLEncoding.EncodeToString(make([]byte, 22)),

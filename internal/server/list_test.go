@@ -106,7 +106,7 @@ func TestListUsers(t *testing.T) {
 func TestListSessions(t *testing.T) {
 	h := shared(t)
 	a, b := h.make(t), h.make(t)
-	want := h.insertSessions(t, a.id, 250) // all of one moment, so in reverse order of their ids
+	want := h.insertSessions(t, a.id, 250) // all sessions begin at one moment, so the list has them in reverse order of their ids
 	slices.Sort(want)
 	slices.Reverse(want)
 	want = append(want, a.GetSessionId())

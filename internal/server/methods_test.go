@@ -89,7 +89,7 @@ func (m method) call(ctx context.Context, conn *grpc.ClientConn, req any, opts .
 	if err != nil {
 		return nil, err
 	}
-	// An end of the stream before the request has left says why on receiving.
+	// If the stream ends before the request was sent, RecvMsg returns the reason.
 	if err := stream.SendMsg(req); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}

@@ -188,7 +188,7 @@ func refusesText(t *testing.T, path []protoreflect.FieldDescriptor, value string
 		if code := status.Code(err); code == codes.Unavailable || code == codes.Internal {
 			t.Errorf("%s of %q: %v", name, value, err)
 		}
-	case field.Name() == "previous_refresh_token": // any text that is no refresh token counts as none
+	case field.Name() == "previous_refresh_token": // in this field, any text that is no refresh token is ignored
 		wants(t, name, got, "ok")
 	case field.ContainingMessage().Name() == "DelegateTokenRequest" && field.Name() == "subject_token": // the caller is a user
 		wants(t, name, got, "DELEGATION_DENIED")

@@ -146,7 +146,7 @@ func (h *history) arrive() {
 	l := h.lingers[0]
 	h.lingers = h.lingers[1:]
 	if spent, ok := h.spent[l.token]; ok && l.overtaken && time.Since(spent) >= grace {
-		h.tainted = true // the grace runs from the first time that the token was spent
+		h.tainted = true // the grace period runs from the first use of the token
 	}
 	over := h.over(l.token)
 	tokens, err := h.Sessions.Refresh(context.Background(), l.token, nil)

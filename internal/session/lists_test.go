@@ -197,7 +197,7 @@ func TestListForCallers(t *testing.T) {
 // stays is refused with the reason.
 func TestRowsOfOneUserAreBounded(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
-		const most, ended = 3, 100 // the rows of ended sessions that a user has at least
+		const most, ended = 3, 100 // the least number of rows of ended sessions that a user keeps
 		_, logins := w.Bounded(t, most)
 		var all []*session.Tokens
 		for range ended + most + 20 { // each login ends the user's oldest session

@@ -78,7 +78,7 @@ func CheckSchemaAs(t *testing.T, s *Store, known int64) error {
 
 func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
 
-// StepsOfACopy is how many steps a copy has that nothing has interrupted before.
+// StepsOfACopy is the number of steps of a copy that starts from the beginning.
 const StepsOfACopy = 7
 
 // CopySteps runs the first steps of a copy, and leaves the databases as they are after these

@@ -15,9 +15,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// PostgreSQL warns of other things than of a standby, such as of rules of sorting
-// that have changed beneath the database: with every connection, and for no reason
-// to doubt what it answers.
+// PostgreSQL also sends warnings that have nothing to do with a standby, such as that the rules
+// of sorting have changed beneath the database, with every connection. After such a warning, the
+// store still uses the connection.
 func TestAWarningOfSomethingElseIsNoDoubt(t *testing.T) {
 	cluster := pgtest.Start(t, pgtest.Options{})
 	uri := cluster.URI(t)

@@ -21,8 +21,8 @@ import (
 	searchv1 "example.com/notes/gen/search/v1"
 )
 
-// The service is guarded, finds whole words, and tells the user from the service that calls for
-// the user.
+// The service is guarded, finds whole words, and distinguishes the user from the service that
+// calls for the user.
 func TestFind(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
