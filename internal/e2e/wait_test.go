@@ -115,8 +115,8 @@ func TestKeyCommandsWait(t *testing.T) {
 	}
 }
 
-// `watchers` shows every verifier with what it says of itself, escaped, and --json has all
-// of it.
+// `watchers` shows every verifier with the names that the verifier gives itself, with control
+// characters escaped, and --json has every field.
 func TestWatchersCommand(t *testing.T) {
 	f := newFleet(t, 3)
 	evil, err := authn.NewVerifier(callCtx(t), dial(t, f.in.replicas[0].now().grpcAddr).conn, authn.WithAudience("internal"),

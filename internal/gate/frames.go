@@ -183,7 +183,7 @@ func (p *framedConn) Read(b []byte) (int, error) {
 			return n, nil
 		}
 		into, direct := b, len(b) > frameHeader
-		if !direct { // b is so short only while gRPC reads the rest of a client preface that arrived in parts
+		if !direct { // b is shorter than a header only while gRPC reads the rest of a client preface that arrived in parts
 			into = make([]byte, 4<<10)
 		}
 		n, err := p.read(into)

@@ -240,7 +240,8 @@ func TestManyAtOnce(t *testing.T) {
 	})
 }
 
-// Any number of right guesses at a time is admitted: a service with many replicas starts.
+// Any number of right guesses at a time is admitted, such as when a service with many replicas
+// starts and all replicas log in.
 func TestManyRightAtOnce(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
 		c := New(storetest.Open(t, new(t)), secret, 1, usual)
