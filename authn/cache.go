@@ -184,7 +184,7 @@ func (c *cache) size() (entries, bytes int) {
 // that cores do not wait for each other's cache lines. The zero tally is ready for use.
 type tally struct {
 	parts [64]tallyPart
-	own   sync.Pool     // a Pool of *tallyPart, which keeps values by core
+	own   sync.Pool     // a pool of *tallyPart: sync.Pool gives each core its own part
 	given atomic.Uint32 // the number of parts that were given to a core; a Pool forgets, so one part may be given again
 }
 

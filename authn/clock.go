@@ -161,7 +161,7 @@ func (c *serverClock) followLocked(t *watchwordv1.ServerTimes, server clock.Offs
 	asked, _ := elapsedAt(server, now, t.GetAsked().AsDuration())
 	_, answered := elapsedAt(server, now, t.GetAnswered().AsDuration())
 	after := bytes.Equal(c.readBy, t.GetProcess()) && t.GetAsked().AsDuration() >= c.readAt &&
-		(t.GetAnswered().AsDuration() > c.readAt || !c.estimate.Vague()) // otherwise t may hold the same reading once more
+		(t.GetAnswered().AsDuration() > c.readAt || !c.estimate.Vague()) // without this condition, t may hold the reading that c has already
 	set, used := c.estimate.Learn(clock.Offset{
 		Lo: time.Duration(nanosOf(t.GetEarliest().AsTime())) - to,
 		Hi: time.Duration(nanosOf(t.GetLatest().AsTime())) - from,

@@ -124,7 +124,7 @@ func TestContextBoundsTheWaitAlone(t *testing.T) {
 		}
 
 		// The stream of a complete bundle continues after the wait's context has ended.
-		synctest.Wait() // until the earlier stream has ended
+		synctest.Wait() // waits until the earlier stream has ended
 		key := newKey(t)
 		ctx, cancel = context.WithCancel(t.Context())
 		ready := make(chan *watch)

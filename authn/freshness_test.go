@@ -67,7 +67,7 @@ func beatOf(ahead, age time.Duration) *watchwordv1.Heartbeat {
 	return beat
 }
 
-// beat plays a heartbeat of beatOf.
+// beat gives the bundle the heartbeat that beatOf returns.
 func (b *strict) beat(ahead, age time.Duration) {
 	b.t.Helper()
 	b.play(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beatOf(ahead, age)}})

@@ -190,7 +190,7 @@ func resealed(snapshot []byte) []byte {
 	return append(bytes.Clone(body), sum[:]...)
 }
 
-// messagesOf returns the messages of a snapshot. It is the inverse of sealed.
+// messagesOf returns the messages of a snapshot, as the function sealed got them.
 func messagesOf(snapshot []byte) []byte {
 	return snapshot[len(snapshotBegin)+binary.Size(snapshotClock{}) : len(snapshot)-sha256.Size]
 }

@@ -42,11 +42,11 @@ type universe struct {
 	sent     int // the number of elements of ended that the stream has carried
 	delay    time.Duration
 	trip     time.Duration // the newest round trip with from's process, and what later trips add
-	measure  time.Duration // true time of that round trip
+	measure  time.Duration // true time of the newest round trip
 	beatTrip time.Duration // the value of trip at the newest heartbeat, for the age of the bundle
 
 	// What the verifier can know.
-	asOf  time.Duration // true time: everything before was delivered
+	asOf  time.Duration // true time; every revocation before asOf has reached the verifier
 	heard []heardClock  // the newest last
 	anew  bool          // the process has started again, and has not yet received the time of a server
 }
@@ -57,7 +57,7 @@ type host struct {
 	started time.Duration // true time
 	ppm     int           // drift against the true time
 	token   clock.Estimate
-	asked   time.Duration // true time of the question whose answer is published
+	asked   time.Duration // true time at which the host asked the database for the time that it now publishes
 	lead    time.Duration // by how much the database's clock was ahead at the newest reading
 	away    bool          // the database does not answer this host
 	known   int           // the number of elements of universe.ended that the host has read
@@ -69,7 +69,8 @@ type delivery struct {
 	by      host // the host as it was when it sent the message
 }
 
-// heardClock is a clock of the database that the verifier has heard, and when last.
+// heardClock is a reading of the database's clock that has reached the verifier, and the time of
+// the reading.
 type heardClock struct {
 	lead, at time.Duration
 	error    time.Duration // how far the verifier may err about at
@@ -215,7 +216,7 @@ func (u *universe) apply1(d delivery) {
 func (u *universe) hear(h *host) {
 	next := heardClock{h.lead, h.asked, u.slack()}
 	n := len(u.heard)
-	known := n > 0 && u.heard[n-1].at >= h.asked && !u.anew // a newer reading
+	known := n > 0 && u.heard[n-1].at >= h.asked && !u.anew // the verifier already has a reading that is at least as new
 	if known && (u.heard[n-1].lead == h.lead || u.heard[n-1].at > h.asked+u.slack()+u.heard[n-1].error) {
 		return
 	}
@@ -228,8 +229,9 @@ func (u *universe) hear(h *host) {
 	}
 }
 
-// slack is how far the verifier may err about the token time: the newest round trip, the
-// longest query, and the drift since the round trip, as reckoned and real.
+// slack is how far the verifier may err about the token time. slack is the sum of the newest
+// round trip, the longest query, and twice the drift of the clocks since the round trip: once
+// for the drift that the verifier assumes, and once for the real drift.
 func (u *universe) slack() time.Duration { return u.trip + 3*time.Second + slackOf(u.now()-u.measure) }
 
 func slackOf(age time.Duration) time.Duration { return age/2500 + 2*time.Millisecond }

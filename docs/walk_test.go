@@ -37,7 +37,7 @@ func TestWalk(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:50051", "127.0.0.1:8080"} {
 		if held, err := net.Listen("tcp", addr); err == nil {
 			defer held.Close()
-		} else if !errors.Is(err, syscall.EADDRINUSE) { // the port is in use either way, here or in another program
+		} else if !errors.Is(err, syscall.EADDRINUSE) { // all is well if the port is in use: the test, or another program, holds the port
 			t.Fatal(err)
 		}
 	}

@@ -134,7 +134,7 @@ func TestConcurrentUse(t *testing.T) {
 	auth, service := startAuth(t), startService(t)
 	source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
 	check(t, err)
-	var refused sync.Map // token → number of calls
+	var refused sync.Map // the number of calls with each token
 	service.refuses(func(method, token string) error {
 		n, _ := refused.LoadOrStore(token, new(atomic.Int32))
 		if n.(*atomic.Int32).Add(1) > 20 {

@@ -69,7 +69,7 @@ type server struct {
 
 var ready = regexp.MustCompile(`msg=ready grpc=(\S+) http=(\S+)`)
 
-// serve starts a server whose first key has an algorithm.
+// serve starts a server. The first signing key has the algorithm alg.
 func serve(t *testing.T, alg string, args ...string) *server {
 	t.Helper()
 	program, err := watchword()

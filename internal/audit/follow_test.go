@@ -24,7 +24,7 @@ type reader struct {
 	of     audit.Following
 	at     audit.Place
 	counts map[string]int64 // the count that came last, by id
-	times  int              // records that came
+	times  int              // the number of records that came
 	gaps   []audit.Gap
 	delay  time.Duration
 }

@@ -42,9 +42,9 @@ func (l *Log) Repeated(ctx context.Context, e Event) {
 	l.Refused(ctx, e)
 }
 
-// Delegated counts a token that a service has got to act for its callers at a service, as
-// [Log.Refused] counts a refused call. The record names the service and the audience, and no
-// caller: one record of an hour stands for all callers.
+// Delegated counts one delegated token: a service has got the token to call another service on a
+// caller's behalf. Delegated counts as [Log.Refused] counts a refused call. The record names the
+// service and the audience, and no caller: one record of an hour stands for all callers.
 func (l *Log) Delegated(service caller.Caller, audience string) {
 	l.recorded[TokenDelegated].Add(1)
 	l.mu.Lock()

@@ -66,7 +66,7 @@ func TestUsers(t *testing.T) {
 		states map[string]string
 	}{
 		{[]string{"user", "disable", "ALICE"}, "", map[string]string{"alice": "reader,writer disabled", "bob": "enabled"}},
-		{[]string{"user", "disable", "alice"}, "", map[string]string{"alice": "reader,writer disabled", "bob": "enabled"}}, // again
+		{[]string{"user", "disable", "alice"}, "", map[string]string{"alice": "reader,writer disabled", "bob": "enabled"}}, // the same once more, which changes nothing
 		{[]string{"user", "enable", "alice"}, "", map[string]string{"alice": "reader,writer enabled", "bob": "enabled"}},
 		{[]string{"user", "set-password", "alice"}, "another password", map[string]string{"alice": "reader,writer enabled", "bob": "enabled"}},
 		{[]string{"user", "set-roles", "bob", "--role=b", "--role=a,b"}, "", map[string]string{"alice": "reader,writer enabled", "bob": "a,b enabled"}},

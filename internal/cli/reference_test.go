@@ -90,7 +90,7 @@ func flagsBelow(node *kong.Node) []*kong.Flag {
 // rows returns the rows of the flags, in the order of the rows that the table has. A flag of
 // several commands has one row, with the default of the first command.
 func rows(flags []*kong.Flag, table string) string {
-	written := map[string][]string{} // flag → default and meaning
+	written := map[string][]string{} // the default and the meaning of each flag
 	var order []string
 	for line := range strings.Lines(table) {
 		cells := strings.SplitN(strings.Trim(strings.TrimSpace(line), "|"), " | ", 4)

@@ -26,8 +26,10 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// world has Alice, logged in with a token for "internal", the service notes, which is internal
-// and delegates to billing, and the service bills, which is billing and delegates to internal.
+// world has the user Alice, logged in with a token for the audience "internal", and two
+// services. The service notes accepts tokens for "internal", and may get delegated tokens for
+// "billing". The service bills accepts tokens for "billing", and may get delegated tokens for
+// "internal".
 type world struct {
 	*sessiontest.World
 	*delegation.Service

@@ -23,9 +23,9 @@ const (
 // Imports must keep pointing down: think before adding a package to a row. A new package
 // needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
-	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/reload", "internal/retry", "internal/spans", "internal/token", "internal/transport"}, // public: no database, no server, no command line
-	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                                          // public
-	"authn/tokensource":        {"authn", gen, "internal/durable", "internal/meter", "internal/refusal", "internal/retry", "internal/spans", "internal/token", "internal/transport"},                                                // public: as authn
+	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/reload", "internal/retry", "internal/spans", "internal/token", "internal/transport"}, // a package for other programs, so without a database, a server or a command line
+	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                                          // for tests of other programs
+	"authn/tokensource":        {"authn", gen, "internal/durable", "internal/meter", "internal/refusal", "internal/retry", "internal/spans", "internal/token", "internal/transport"},                                                // for other programs too, as authn
 	"cmd/watchword":            {"internal/cli"},
 	"cmd/watchword-ext-authz":  {"internal/extauthz"},
 	"docs":                     {}, // tests of the text alone
@@ -42,7 +42,7 @@ var mayImport = map[string][]string{
 	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/share", "internal/store", "internal/token", "internal/user"},
 	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
-	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // no database: an upstream stream may fill a hub too
+	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // imports no package of the database, so that the messages of a hub can also come from another server
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/keptlogin":       {"internal/durable"},
 	"internal/meter":           {},
@@ -206,7 +206,7 @@ func ownersOf(path string) ([]string, bool) {
 func TestAuthnIsLight(t *testing.T) {
 	const (
 		tokens    = "github.com/golang-jwt/jwt"
-		telemetry = "go.opentelemetry.io/" // the API alone: no SDK and no exporter
+		telemetry = "go.opentelemetry.io/" // only packages of OpenTelemetry's API: no SDK and no exporter
 	)
 	api := []string{telemetry + "otel/attribute", telemetry + "otel/metric", telemetry + "otel/trace",
 		telemetry + "otel/codes", telemetry + "otel/semconv"} // constants that the API imports

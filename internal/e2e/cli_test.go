@@ -332,7 +332,7 @@ func auditByCommand(t *testing.T) {
 	if out := audit("--limit", "2"); strings.Count(out, "\n") != 3 {
 		t.Errorf("audit --limit 2 printed %s, want two records", out)
 	}
-	if out := audit("--limit", "0"); strings.Count(out, "\n") != 5 { // create admin, login, refusals, create carol
+	if out := audit("--limit", "0"); strings.Count(out, "\n") != 5 { // the head of the table, and the records of: the creation of admin, the login, the refused calls, the creation of carol
 		t.Errorf("audit --limit 0 printed %s, want four records", out)
 	}
 	wantExit(t, 1, cli(t, s.dir, "", "audit", "--user", "nobody", "--datastore-uri", database(s.dir)))

@@ -55,7 +55,7 @@ func startChain(t *testing.T, args ...string) *chain {
 	return newChain(t, s, "http://"+s.httpAddr, 5)
 }
 
-// chainAudiences are the flags of a server for a chain.
+// chainAudiences are the flags of a server for a chain of five services, s0 to s4.
 var chainAudiences = []string{"--audience", "s0", "--audience", "s1", "--audience", "s2", "--audience", "s3", "--audience", "s4"}
 
 // newChain makes a chain of the given number of services, on a server with an issuer.

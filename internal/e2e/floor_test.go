@@ -93,7 +93,7 @@ type lost struct {
 	users     []*lostUser
 	admin     *watchwordv1.TokenPair // a session of admin from before the backup
 	bystander *watchwordv1.TokenPair // a session, from before the backup, of a user without a lost change
-	raised    *watchwordv1.TokenPair // a session in the backup, of a user with the role admin, which the backup lacks
+	raised    *watchwordv1.TokenPair // a session of a user that got the role admin after the backup; the backup has the session, and lacks the role
 	verifier  *authn.Verifier
 }
 
@@ -110,7 +110,7 @@ func newLost(t *testing.T, c *client, adminPassword string) *lost {
 		l.users = append(l.users, u)
 	}
 	l.bystander = c.login(t, "admin", adminPassword)
-	wantOK(t, "logout", c.logout(callCtx(t), c.login(t, "admin", adminPassword))) // the newest event, for [head]
+	wantOK(t, "logout", c.logout(callCtx(t), c.login(t, "admin", adminPassword))) // makes this logout the newest event, whose number the function head returns
 	return l
 }
 

@@ -114,7 +114,8 @@ func (a *tally) add(kind string) {
 	}
 }
 
-// preferred returns the preferred kind of call, or the empty string before enough calls.
+// preferred returns the preferred kind of call. Before `enough` calls were counted, no kind is
+// preferred, and preferred returns the empty string.
 func (a *tally) preferred() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -53,7 +53,7 @@ type outcome int
 
 const (
 	unknown  outcome = iota // no answer, or an error that leaves the result open
-	done                    // a new token, the session's end, or a good token
+	done                    // success: the answer has a new token, ends the session, or says that the token is good
 	refused                 // the session has ended before
 	detected                // the session ends now, because an old token was presented
 )
@@ -190,7 +190,7 @@ const lag = 10 * time.Second
 // prepare converts a session's events to a history for the model.
 func (r rules) prepare(events []event, broken []window) (history []event) {
 	slices.SortStableFunc(events, func(a, b event) int { return cmp.Compare(a.call, b.call) })
-	told := map[int]int64{} // replica to the time of the first answer that showed the end
+	told := map[int]int64{} // by replica, the time of the first answer that showed the session's end
 	first := int64(never)   // the earliest time in told
 	for _, e := range events {
 		if e.outcome == refused && e.kind != verifies || e.outcome == detected || e.kind == logsOut && e.outcome == done {

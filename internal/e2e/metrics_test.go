@@ -34,7 +34,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	cert, certFile, keyFile := ca.issue(t, "server", x509.ExtKeyUsageServerAuth)
 	s := serve(t, t.TempDir(), "--tls-cert", certFile, "--tls-key", keyFile)
 	c := dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting()))
-	if _, err := c.ListUsers(callCtx(t), &watchwordv1.ListUsersRequest{}); err == nil { // a token refused
+	if _, err := c.ListUsers(callCtx(t), &watchwordv1.ListUsersRequest{}); err == nil { // makes a call whose token is refused
 		t.Error("ListUsers without a token succeeded")
 	}
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: ca.trusting(), DisableKeepAlives: true}, Timeout: runTimeout}

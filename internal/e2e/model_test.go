@@ -22,8 +22,8 @@ func TestSessionModel(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		history []event
-		grace   bool // allowed with a grace
-		none    bool // allowed without a grace
+		grace   bool // whether a server with a refresh grace may produce this history
+		none    bool // whether a server without a refresh grace may produce this history
 	}{
 		{"one refresh after another", []event{refresh(1, 2, 1, 2), refresh(3, 4, 2, 3)}, true, true},
 		{"after a lost answer, the same new token", []event{lost(1, 1), refresh(3, 4, 1, 2)}, true, true},

@@ -130,9 +130,10 @@ func TestReadersAreWarnedAbout(t *testing.T) {
 	}
 }
 
-// TestVolumesOfPlatforms runs a server as OpenShift does, as an arbitrary user in the group 0
-// on the folder of the Dockerfile, and then on a volume that Kubernetes has given to a group
-// (fsGroup), as the same user and as another.
+// TestVolumesOfPlatforms runs a server first as OpenShift does: as an arbitrary user in the
+// group 0, on a folder with the rights that the Dockerfile gives. Then the test runs the server
+// on a volume that Kubernetes has given to a group (fsGroup), as the same user and as another
+// user.
 func TestVolumesOfPlatforms(t *testing.T) {
 	const first, second, shared = 1000640000, 1000650000, 2000
 	dir := owned(t)

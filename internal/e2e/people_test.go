@@ -35,7 +35,7 @@ type people struct {
 
 	mu       sync.Mutex
 	sessions []*device
-	guests   map[string]bool // name of a new user to: CreateUser was acknowledged
+	guests   map[string]bool // by the name of each new user: whether CreateUser was acknowledged
 }
 
 // person is a user with one session at a time. A person calls every replica.

@@ -40,7 +40,7 @@ func (s *server) audit(t *testing.T, flags ...string) (lines []auditLine) {
 // The record must still name the guesses at the user admin, which begin later and are far
 // fewer, with their source and their exact number. No refused call may be missing.
 func TestStrangersDoNotHideGuesses(t *testing.T) {
-	s := serve(t, t.TempDir(), "--throttle-free-tries", "100") // more than the guesses
+	s := serve(t, t.TempDir(), "--throttle-free-tries", "100") // more free tries than the test makes guesses
 	const strangers, kinds, guesses = 700, 4, 12
 	guesser := dialFrom(t, "127.0.0.9", s.grpcAddr)
 	guessed := 0

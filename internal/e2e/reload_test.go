@@ -400,7 +400,7 @@ func TestHangupReadsTheSettings(t *testing.T) {
 	s := serveCommand(t, "", cmd)
 	write("log-level: [debug\n")
 	s.hangup(t, "the settings cannot be read again", file+", line 1: not YAML")
-	write("log-level: debug\naccess-ttl: 6m\ndrain-timeout: 8s\n") // the variable counts
+	write("log-level: debug\naccess-ttl: 6m\ndrain-timeout: 8s\n") // drain-timeout has no effect: the environment variable comes before the file
 	s.hangup(t, "the settings are read again", "log_level=debug", "config="+file, "restart_needed_for=[--access-ttl]")
 	_, err := dial(t, s.grpcAddr).GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 	wantOK(t, "GetKeySet", err)

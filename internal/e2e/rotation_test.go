@@ -70,8 +70,8 @@ type rotation struct {
 	minted, checked atomic.Int64
 	mu              sync.Mutex           // guards the fields below
 	withdrawn       string               // the kid of the withdrawn key; its tokens must be refused
-	alive           map[string]time.Time // access token to expiry
-	byKID           map[string]int       // kid to the number of tokens
+	alive           map[string]time.Time // the time at which each access token expires
+	byKID           map[string]int       // the number of tokens of each key, by kid
 }
 
 func unbase64(text string) []byte {

@@ -55,7 +55,7 @@ func TestSlowAClientThatReadsNoAnswerIsClosed(t *testing.T) {
 	if err := errors.Join(conn.Headers(1, "/grpc.health.v1.Health/Check", false), conn.Data(1, true, []byte{0, 0, 0, 0, 0})); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // an idle connection has five
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // less than the five minutes after which the server closes an idle connection
 	defer cancel()
 	if err := conn.Await(ctx, func() bool { return false }); !strangertest.WasClosed(err) {
 		t.Errorf("after %v: %v", time.Since(began), err)

@@ -310,7 +310,7 @@ func TestTheLogOfTheExporter(t *testing.T) {
 func TestAStopSendsTheLastSpans(t *testing.T) {
 	c, dir := startCollector(t), t.TempDir()
 	cmd := exec.Command(watchword(t), serveArgs(dir)...)
-	cmd.Env = append(c.variables(), "OTEL_BSP_SCHEDULE_DELAY=3600000") // the later one counts
+	cmd.Env = append(c.variables(), "OTEL_BSP_SCHEDULE_DELAY=3600000") // of two variables with the same name, the program reads the later one
 	s := serveCommand(t, dir, cmd)
 	dial(t, s.grpcAddr).login(t, "admin", s.admin)
 	s.stop(t)

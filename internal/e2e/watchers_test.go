@@ -110,7 +110,7 @@ func (f *flood) await(t *testing.T) {
 // openStream is a stream of the trust bundle that is read until its end.
 type openStream struct {
 	first  chan error    // the outcome of the opening
-	resume []byte        // set before first
+	resume []byte        // set before first gets its value
 	ended  chan struct{} // closed at the end
 	err    error         // the reason for the end
 }

@@ -26,7 +26,7 @@ var operator = caller.AtCommandLine
 type world struct {
 	*Registry
 	users *user.Users
-	keys  string // a document
+	keys  string // a key set of an issuer, in JSON
 }
 
 // eachEngine runs a test with a new database, once for each engine.

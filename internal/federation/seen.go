@@ -37,8 +37,8 @@ func (c *checked) stillCounts(s *source) bool {
 	return err == nil && ok && same.Equal(c.key)
 }
 
-// size returns the memory of a remembered assertion with a text of so many bytes. Decoded claims
-// can take twenty times the memory of their text.
+// size returns the memory that a remembered assertion takes, in bytes. text is the length of the
+// assertion's text. Decoded claims can take twenty times the memory of their text.
 func (c *checked) size(text int) int { return seenEach + text + sizeOf(c.claims) }
 
 // sizeOf returns the memory of a claim's value, in bytes, without the memory of texts. The parser

@@ -30,7 +30,7 @@ import (
 type pipes struct {
 	certificate tls.Certificate
 	handler     atomic.Value // func(http.ResponseWriter, *http.Request)
-	away        atomic.Bool  // dial fails
+	away        atomic.Bool  // true: dial fails
 	fetches     atomic.Int64
 	conns       chan net.Conn
 }

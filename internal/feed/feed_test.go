@@ -227,7 +227,7 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 		if sessions, _ := snapshot(t, watch(t, openFeed(t, s))); len(sessions) != 1 {
 			t.Fatal("forgotten before the last token has expired")
 		}
-		time.Sleep(24 * time.Hour) // without a tick
+		time.Sleep(24 * time.Hour) // a day passes, in which no tick is counted
 		if err := f.Prune(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -62,7 +62,7 @@ func damage(t *testing.T, deleted, call string) {
 			t.Errorf("the key that is gone: %v", err)
 		}
 		return
-	case deleted == "retired", deleted == "signing" && !isRevoke: // what is left goes on by itself
+	case deleted == "retired", deleted == "signing" && !isRevoke: // the other keys are enough, so the call succeeds
 		if err != nil {
 			t.Error(err)
 		}

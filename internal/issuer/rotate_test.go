@@ -253,9 +253,9 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
-// checkUnseen checks the keys after a withdrawal of this moment: one key has just been
-// published, and signs as soon as every cache can know the key; another key, without a date,
-// signs next.
+// checkUnseen checks the keys just after a withdrawal. One key has just been published, and
+// signs as soon as every cache can know the key. Another key is published too, has no date from
+// which it signs, and follows the first key.
 func checkUnseen(t *testing.T, s *store.Store) (unseen string) {
 	t.Helper()
 	undated := 0

@@ -70,7 +70,7 @@ func (w *wired) refuse(t *testing.T, kind string) {
 // writes returns the statements that transactions which write have sent since the
 // last call, without BEGIN, its settings and the time.
 func (w *wired) writes() (sent []string) {
-	writing := map[int]bool{} // by the number of the connection
+	writing := map[int]bool{} // whether the transaction of a connection writes, by the number of the connection
 	for _, trip := range w.proxy.Trips() {
 		if len(trip.Statements) == 0 && writing[trip.Conn] {
 			sent = append(sent, "a statement to prepare")

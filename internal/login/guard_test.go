@@ -274,7 +274,7 @@ func TestGuessesOfASignedInUser(t *testing.T) {
 func TestGuessesFromOneSource(t *testing.T) {
 	t.Parallel()
 	w := sessiontest.New(t)
-	g := guard(t, w, 1000, 1) // 20 at once
+	g := guard(t, w, 1000, 1) // a source can make 20 wrong guesses at once
 	device := w.Login(t)
 	admitted := 0
 	for i := range 60 {
@@ -316,7 +316,7 @@ func TestGuessesFromOneSource(t *testing.T) {
 func TestGuessesThatCannotBeCounted(t *testing.T) {
 	t.Parallel()
 	w := sessiontest.New(t)
-	g := guard(t, w, 1000, 1) // 20 wrong passwords of a source at once
+	g := guard(t, w, 1000, 1) // a source can make 20 wrong guesses at once
 	database, err := sql.Open("sqlite", "file:"+w.Store.Path()+"?_pragma=busy_timeout(30000)")
 	if err != nil {
 		t.Fatal(err)

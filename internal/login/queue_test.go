@@ -104,7 +104,7 @@ func TestHashesGoOnWhileTheDatabaseWaits(t *testing.T) {
 				release := w.hold()
 				go func() { done <- call(logins, by) }()
 				synctest.Wait()
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the bubble's clock
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // by the fake clock of synctest
 				defer cancel()
 				if _, err := pool.Hash(ctx, password.Stranger("192.0.2.1"), pw); err != nil {
 					t.Errorf("another hash: %v", err)

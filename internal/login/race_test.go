@@ -187,7 +187,7 @@ func interleave(t *testing.T, order string) {
 	if acked('C') {
 		want = "changed by Alice"
 	}
-	if i := strings.LastIndexAny(order, "ST"); i >= 0 { // the last one set stands
+	if i := strings.LastIndexAny(order, "ST"); i >= 0 { // the password that was set last works
 		want = map[byte]string{'S': "set by one admin", 'T': "set by another admin"}[order[i]]
 	}
 	if got := w.standing(t, sessiontest.Password, "changed by Alice", "set by one admin", "set by another admin"); got != want {

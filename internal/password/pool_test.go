@@ -135,7 +135,7 @@ func TestUnknownUserNeverMatches(t *testing.T) {
 func TestUnknownUserCostsTheSame(t *testing.T) {
 	for _, params := range []Params{{}, cheap, {Memory: 64, Time: 3, Threads: 2}} {
 		type call struct {
-			password, salt int // lengths
+			password, salt int // lengths in bytes
 			time, memory   uint32
 			threads        uint8
 			keyLen         uint32
@@ -276,7 +276,7 @@ func TestRetryAfter(t *testing.T) {
 		pw := parse(t, "correct horse")
 		took := 40 * time.Millisecond
 		pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, keyLen uint32) []byte {
-			time.Sleep(took) // the bubble's clock
+			time.Sleep(took) // by the fake clock of synctest
 			return make([]byte, keyLen)
 		}
 		expect := func(name string, want time.Duration) {

@@ -27,7 +27,7 @@ type crowd struct {
 
 	mu     sync.Mutex       // guards the fields below
 	served []string         // callers with a hash, in the order of the hashes
-	errs   map[string]error // caller to Hash's error, nil for a good hash
+	errs   map[string]error // the error that Hash returned, by caller; nil if Hash made a hash
 }
 
 func newCrowd(t *testing.T, cfg Config) *crowd {
@@ -350,7 +350,7 @@ func TestDeadlineThatCannotBeMet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 100})
 		c.pool.average = 100 * time.Millisecond
-		c.within(50*time.Millisecond, Stranger("a"), "alone") // is begun, to measure the time again
+		c.within(50*time.Millisecond, Stranger("a"), "alone") // begins in spite of the deadline, since no hash runs: the pool measures the time of a hash again
 		c.arriveMany(Stranger("a"), "a1", "a2", "a3", "a4")
 		c.expectWaiting("alone", "a1", "a2", "a3", "a4")
 
@@ -386,7 +386,7 @@ func TestDeadlineInTheQueue(t *testing.T) {
 		c.arriveMany(Stranger("a"), "runs")
 		began := time.Now()
 		c.within(time.Second, Stranger("a"), "too slow")
-		time.Sleep(899 * time.Millisecond) // the bubble's clock
+		time.Sleep(899 * time.Millisecond) // by the fake clock of synctest
 		synctest.Wait()
 		c.expectWaiting("too slow")
 		time.Sleep(2 * time.Millisecond)
@@ -493,7 +493,7 @@ func testNeverMoreThan(t *testing.T, parallel int) {
 		defer running.Add(-1)
 		for old := peak.Load(); n > old && !peak.CompareAndSwap(old, n); old = peak.Load() {
 		}
-		time.Sleep(time.Millisecond) // the bubble's clock
+		time.Sleep(time.Millisecond) // by the fake clock of synctest
 		return make([]byte, keyLen)
 	}
 	pw := parse(t, "correct horse")

@@ -34,7 +34,7 @@ func TestNext(t *testing.T) {
 		"a negative asked": {-time.Minute, []bounds{ms(50, 100), ms(100, 200)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for range 200 { // the random part
+			for range 200 { // many times, because a part of each pause is random
 				var b retry.Backoff
 				for n, want := range test.want {
 					if got := b.Next(first, longest, test.asked); got < want.least || got >= want.most {

@@ -52,7 +52,7 @@ func TestCertificateName(t *testing.T) {
 	names := map[string]string{}
 	for what, c := range map[string]struct {
 		names x509.Certificate
-		want  string // empty: any that no other row has
+		want  string // empty: any name is right, except a name that another row has
 	}{
 		"a SPIFFE id":                 {x509.Certificate{URIs: []*url.URL{spiffe("/notes")}}, "URI spiffe://example.org/notes"},
 		"a SPIFFE id and other names": {x509.Certificate{URIs: []*url.URL{spiffe("/mail"), spiffe("/notes")}, DNSNames: []string{"notes"}, Subject: common}, "URI spiffe://example.org/mail"},

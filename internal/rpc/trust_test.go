@@ -179,7 +179,7 @@ func (tr *trust) places(t *testing.T, from string) (n int) {
 			return n
 		}
 		defer w.Close()
-		for opened := false; !opened; { // the next one waits for this one's snapshot
+		for opened := false; !opened; { // reads the whole snapshot, since the next watcher of the same peer waits for the end of this snapshot
 			m, err := w.Next(t.Context())
 			if err != nil {
 				t.Fatal(err)

@@ -126,7 +126,7 @@ func dialBench(b *testing.B, addr string) *grpc.ClientConn {
 func BenchmarkLogin(b *testing.B) {
 	auth, adminPassword, database := serveBench(b)
 	assertParameters(b, database)
-	parallel := max(1, runtime.GOMAXPROCS(0)-1) // what the pool hashes at a time
+	parallel := max(1, runtime.GOMAXPROCS(0)-1) // the number of hashes that the pool runs at a time
 	var ours, limit side
 	for range b.N {
 		// Two callers for each hash that runs, so that the pool is never idle.

@@ -514,7 +514,7 @@ func TestSizeOfAServiceToken(t *testing.T) {
 	h.behind(t, func(tx *feed.Tx) error {
 		u, err := tx.UserByName(name)
 		if err == nil {
-			u.Version = time.Now().Unix() // a version as after a change
+			u.Version = time.Now().Unix() // a change of the account sets such a version
 			err = tx.UpdateUser(u)
 		}
 		return err

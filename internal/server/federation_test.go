@@ -34,7 +34,7 @@ func discovered(name string) *watchwordv1.Issuer {
 // federated holds what a test has made of issuers and bindings.
 type federated struct {
 	service           string   // the id of a service account
-	bindings          []string // ids
+	bindings          []string // ids of bindings
 	issuers, bindPage string   // page tokens, of ListIssuers and of ListBindings
 }
 

@@ -126,7 +126,7 @@ func compact(t testing.TB, key any, alg string, header, claims any) string {
 	return input + "." + base64.RawURLEncoding.EncodeToString(signature)
 }
 
-// trust makes a platform a trusted issuer by its key set.
+// trustIssuer makes a platform a trusted issuer by its key set.
 func (h *harness) trustIssuer(t testing.TB, f *foreign, edits ...func(*store.Issuer)) {
 	t.Helper()
 	row := &store.Issuer{Name: f.name, Issuer: f.iss, Jwks: f.jwks(t), MaxLifetime: time.Hour, CreatedAt: time.Now(), UpdatedAt: time.Now()}

@@ -24,7 +24,7 @@ type wrong struct {
 	name   string
 	req    any      // a message, or raw bytes
 	by     *account // nil: the admin where a token is needed, and otherwise no token
-	header string   // sent along
+	header string   // the value of a further header of the call; empty: no further header
 	want   string   // the reason, or the code where there is none
 	field  string   // the field that INVALID_REQUEST or PASSWORD_TOO_WEAK names
 }

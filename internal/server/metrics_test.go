@@ -125,7 +125,7 @@ var moves = []struct {
 		}
 		logins.Wait()
 	}},
-	{`watchword_places_evicted_total{bound="grpc_connections"}`, func(t *testing.T, h *harness) { // last: it may close the connection of h
+	{`watchword_places_evicted_total{bound="grpc_connections"}`, func(t *testing.T, h *harness) { // the last entry of the list, since it may close the connection of h
 		for range 20 {
 			conn, err := net.Dial("tcp", h.server.GRPCAddr())
 			if err != nil {

@@ -133,7 +133,7 @@ func TestHonestClientAloneIsNeverRefused(t *testing.T) {
 				r := lingering[i]
 				lingering = append(lingering[:i:i], lingering[i+1:]...)
 				if r.answered && h.now.Sub(spent[r.token]) >= grace {
-					continue // the one exception of the test's comment
+					continue // the exception that the comment of this test describes
 				}
 				if _, v := present(r.token); v == reused {
 					t.Fatalf("refused a request that lingered with %d: %+v at %v", r.token, h.g, h.now)

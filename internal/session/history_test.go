@@ -51,9 +51,9 @@ type history struct {
 	given   []string
 	minted  []*session.Tokens
 	lingers []*linger
-	spent   map[string]time.Time // refresh tokens: when each was spent, or retried late
-	next    map[string]string    // token → the successor that the newest answer gave
-	dead    map[string]bool      // lost successors: another token took their place
+	spent   map[string]time.Time // when each refresh token was spent, or was sent again late
+	next    map[string]string    // the successor of each token, as the newest answer gave it
+	dead    map[string]bool      // successors that were lost, and that another token has replaced
 	tainted bool                 // a request that the owner gave up has arrived too late
 	ended   bool
 	born    time.Time

@@ -306,7 +306,7 @@ func uncertain(err error) bool {
 // Config.Idle ago, as [store.Tx.Aged] counts the time. While the row of a session exists, a
 // client that presents a refresh token of the session gets the precise reason of the refusal.
 func (s *Sessions) Prune(ctx context.Context) error {
-	const step = 200 // rows in one transaction: takes about a millisecond of SQLite's one writer
+	const step = 200 // rows in one transaction, which keeps SQLite's only writer busy for about a millisecond
 	for after := ""; ; {
 		err := s.d.Store.Write(ctx, func(tx *store.Tx) error {
 			aged, err := tx.Aged(time.Duration(s.cfg.Idle))

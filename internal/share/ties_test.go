@@ -129,7 +129,7 @@ func TestATieEndsNoCall(t *testing.T) {
 		for _, call := range calls {
 			call.SetStranger(false)
 		}
-		if p.Take("b", Stranger, nil) != nil { // a's two calls weigh as much as b's stranger
+		if p.Take("b", Stranger, nil) != nil { // the two calls of peer a weigh as much as the new stranger, peer b
 			t.Error("a call has lost its place to a stranger")
 		}
 	}
@@ -142,7 +142,7 @@ func TestKnownIsBounded(t *testing.T) {
 	const places = 10
 	k := NewKnown(places)
 	k.Add("alice's", "alice")
-	k.Add("alice's", "bob") // known already
+	k.Add("alice's", "bob") // the pool knows the network of this proof already
 	for _, name := range networks(1000) {
 		k.Add(name, "mallory")
 	}

@@ -137,7 +137,7 @@ func sqliteHolds(t *testing.T, uri string) map[string][]string {
 	t.Helper()
 	holds := withoutNotes(tables(t, uri, `SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'goose_db_version' AND name NOT LIKE 'sqlite_%'`,
 		`SELECT name FROM pragma_table_info('%s')`))
-	delete(holds, "replicas") // is not copied
+	delete(holds, "replicas") // a copy leaves this table out
 	return holds
 }
 

@@ -198,9 +198,10 @@ func tailed(t *testing.T, log eventLog) (committed, heard []string, gap bool) {
 	return committed, heard, gap
 }
 
-// A reader that follows the events by their numbers misses no event, and waits for no
-// number that never comes. An identity column takes its number before the commit, and
-// breaks both: with one, this test fails.
+// A reader that follows the events by their numbers misses no event, and waits for no number
+// that never comes. If an identity column numbered the events, this test would fail: an identity
+// column takes a number before the commit, so an event with a lower number can come later, and
+// the number of a transaction that is rolled back never comes.
 func TestATailByNumberMissesNothing(t *testing.T) {
 	committed, heard, gap := tailed(t, ours{t, storetest.Open(t, storetest.Postgres(t))})
 	slices.Sort(committed)

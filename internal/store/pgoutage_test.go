@@ -51,7 +51,8 @@ func recovered(t *testing.T, s *store.Store) {
 	}
 }
 
-// refusedInTime calls by many at once, and wants each to be told in time.
+// refusedInTime lets many callers call at once, and checks that each caller gets an error within
+// the allowed time.
 func refusedInTime(t *testing.T, s *store.Store, allowed time.Duration) {
 	t.Helper()
 	const slack = 2 * time.Second // for a machine that is busy; the store's own bounds are 5 s and more

@@ -43,7 +43,7 @@ const (
 )
 
 var (
-	pages = 1 << 20 // no limit of the database's pages
+	pages = 1 << 20 // the largest number of pages of the database, far above what the test needs
 )
 
 // firstRow and secondRow are the two rows of one write. The padding makes each write need new
@@ -187,8 +187,8 @@ func (s *storm) note(name, label string, f fate, fault error) {
 	s.changed.Broadcast()
 }
 
-// await waits for more writes that ended like this; but for no more than a
-// thousand others, should a fault keep them from ending so.
+// await waits until `more` further writes have ended with the fate f. If a fault keeps writes from
+// ending so, await gives up after a thousand other writes.
 func (s *storm) await(f fate, more int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,7 +201,8 @@ func (s *storm) await(f fate, more int) {
 
 func (f fate) String() string { return []string{"acknowledged", "refused", "unavailable"}[f] }
 
-// whileFull runs the storm on a full disk, until some have noticed.
+// whileFull fills the disk, waits until the store was unavailable to a hundred writes, and then
+// frees the disk.
 func (s *storm) whileFull(fill, free func()) {
 	s.full.Add(1)
 	fill()

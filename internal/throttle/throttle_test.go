@@ -253,7 +253,7 @@ func TestManyRightAtOnce(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				time.Sleep(time.Millisecond) // the hash
+				time.Sleep(time.Millisecond) // the time that a hash takes
 				try.End()
 			})
 		}

@@ -95,7 +95,7 @@ func inMemory(addr net.Addr) bool {
 	switch addr.Network() {
 	case "unix", "bufconn":
 		return true
-	case "pipe": // the address of a named pipe of Windows is another text, and the pipe may lead to another machine
+	case "pipe": // a pipe of net.Pipe; a named pipe of Windows has a longer address, and may lead to another machine
 		return addr.String() == "pipe"
 	}
 	return false

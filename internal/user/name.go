@@ -16,8 +16,8 @@ import (
 // before any other work on the name.
 const MaxNameLength = 256
 
-// maxRoles is the largest number of roles of a user. An access token with so many roles stays
-// below 8 KiB, even if every other claim is as long as allowed.
+// maxRoles is the largest number of roles of a user. An access token with this number of roles
+// stays below 8 KiB, even if every other claim is as long as allowed.
 const maxRoles = 32
 
 // maxAudiences is the largest number of audiences in each list of a service account: Audiences

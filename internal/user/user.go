@@ -402,7 +402,7 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	const step = 2000 // rows in one transaction: other writers wait for about ten milliseconds
 	for after, n := "", step; n == step; users += n {
-		var last string // apart from after, since the transaction can run again, and must begin at the same after
+		var last string // a variable of its own, since the transaction can run again, and must then begin at the same `after`
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			floor, err := tx.HoldFloor()
 			if err != nil {

@@ -110,7 +110,7 @@ func TestListsReadTheirPage(t *testing.T) {
 	const limit = 10
 	for name, c := range map[string]struct {
 		list func(*store.Tx) error
-		most int // rows read
+		most int // the largest number of rows that the list may read
 	}{
 		"sessions": {func(tx *store.Tx) error { _, err := tx.Sessions(heavy, store.SessionPlace{}, limit); return err }, limit},
 		"the next sessions": {func(tx *store.Tx) error {
