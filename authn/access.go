@@ -44,9 +44,9 @@ type methodRule struct {
 // may have an option that the program cannot read. So without a methodRule, a method without a
 // descriptor admits no caller.
 type accessRules struct {
-	named  map[string]methodRule // pattern → rule
-	linked map[string]*rule      // full name → rule, for methods linked into the program at the start
-	later  sync.Map              // full name → rule, for methods registered later; only methods with a descriptor, so that callers cannot make the map grow
+	named  map[string]methodRule // the rules, by pattern
+	linked map[string]*rule      // the rules of the methods that were linked into the program at the start, by full name
+	later  sync.Map              // the rules of the methods that were registered later, by full name; only methods with a descriptor, so that callers cannot make the map grow
 }
 
 // newAccessRules computes the access rule of every method linked into the program, so that a

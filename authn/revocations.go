@@ -25,7 +25,7 @@ const pruneEvery = time.Minute
 // verifier has heard lately: a clock that was ahead for a moment deletes nothing.
 type revocations struct {
 	mu     sync.RWMutex
-	ended  idMap[int64] // id of the ended session → when the entry may be deleted, by the server's time, in Unix seconds
+	ended  idMap[int64] // when the entry may be deleted, by the server's time, in Unix seconds; the key is the id of the ended session
 	raised idMap[raised]
 
 	nextPrune time.Time // by this machine's monotonic clock; only the goroutine that writes uses nextPrune

@@ -22,8 +22,8 @@ import (
 type trust struct {
 	said        *watchwordv1.TrustState // the message as received, with the withdrawn keys and the not_before of earlier trust states; the snapshot file contains the message
 	issuer      string
-	keys        map[string]*trustedKey // kid → key
-	withdrawn   map[string]bool        // kid → withdrawn, by this or any earlier trust state
+	keys        map[string]*trustedKey // the keys, by kid
+	withdrawn   map[string]bool        // the kids of the keys that this or any earlier trust state has withdrawn
 	maxLifetime time.Duration          // the time from iat to exp of the longest-lived token
 	margin      time.Duration          // for how long a revocation is kept after the expiry of its tokens
 	leeway      time.Duration          // the leeway of WithLeeway; at most margin

@@ -145,7 +145,7 @@ func (b *bench) compareGuesses(name, addr string, kinds map[string]string, want 
 		rand.Shuffle(len(turns), func(i, j int) { turns[i], turns[j] = turns[j], turns[i] })
 		for _, kind := range turns {
 			c, err := guess(kind)
-			for again := 0; status.Code(err) != want && again < 5; again++ { // a delay has ended: this try was compared
+			for again := 0; status.Code(err) != want && again < 5; again++ { // tries again if the answer is another than wanted: when a delay has just ended, the server compares the password of one try
 				c, err = guess(kind)
 			}
 			if status.Code(err) != want {

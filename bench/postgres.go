@@ -98,7 +98,7 @@ func postgresPool(b *bench) error {
 		return err
 	}
 	defer postgres.Close()
-	const patient = 48 // callers of Login: more would be refused
+	const patient = 48 // the number of callers of Login; with more callers, the server would refuse logins
 	load := []struct {
 		name    string
 		race    race

@@ -107,7 +107,7 @@ func postgresTrips(b *bench) error {
 	for _, call := range []struct {
 		name string
 		call func(worker, i int) error
-		most limit // round trips
+		most limit // the largest number of round trips of the call
 	}{
 		{"login", c.logins, limit{}},
 		{"refresh", refresh.call, atMost(1)},

@@ -61,7 +61,7 @@ type Issuer struct {
 	ended    []*watchwordv1.EndedSession
 	raised   []*watchwordv1.RaisedVersion
 	revoked  time.Time        // verifiers refuse delegated tokens with an earlier iat; zero before WithdrawKey
-	versions map[string]int64 // user id → version in the next token (claim ver)
+	versions map[string]int64 // the version in the next token (claim ver), by user id
 	silent   bool             // true between Disconnect and Reconnect
 	streams  map[*stream]bool
 }

@@ -24,7 +24,7 @@ type exchanges struct {
 // exchanged holds the number and the shared records of the exchanges of one service account in
 // the present hour.
 type exchanged struct {
-	single  int                      // records of one exchange
+	single  int                      // the number of records that stand for one exchange each
 	further map[caller.Source]string // the ids of the shared records by network
 }
 

@@ -36,7 +36,7 @@ func (d *Durations) Add(took time.Duration) {
 type Histogram struct {
 	Count   uint64
 	Seconds float64            // the sum of the durations
-	Buckets map[float64]uint64 // upper bound in seconds → the durations up to the bound
+	Buckets map[float64]uint64 // the number of durations up to each upper bound; the bound is in seconds
 }
 
 // Read returns the durations counted so far.

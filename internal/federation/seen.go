@@ -72,7 +72,7 @@ func sizeOf(value any) (bytes int) {
 type seen struct {
 	mu           sync.Mutex
 	newer, older map[[sha256.Size]byte]*checked // a full newer becomes older, and the earlier older is forgotten
-	used         int                            // bytes of newer
+	used         int                            // the memory of the entries of newer, in bytes
 }
 
 // get returns an assertion; nil if seen has forgotten the assertion. An assertion in use stays.

@@ -219,7 +219,7 @@ type link struct {
 	proxy          *Proxy
 	number         int
 	client, server net.Conn
-	prepared       map[string]string // name of a prepared statement to SQL
+	prepared       map[string]string // the SQL of each prepared statement, by name
 	bound          Statement         // the statement in the unnamed portal (bound to arguments, and to be executed next)
 
 	mu          sync.Mutex // guards dropAnswers

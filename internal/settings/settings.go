@@ -72,8 +72,8 @@ type Settings struct {
 	unknown bool         // the command line has an unknown flag, so the meaning of later arguments is uncertain
 
 	file    string            // the file of --config; empty without a file
-	lines   map[string]line   // flag → value in the file
-	origins map[string]string // flag → where the value comes from; a flag with the default has no entry
+	lines   map[string]line   // the value of each flag in the file
+	origins map[string]string // where the value of each flag comes from; a flag with the default has no entry
 	wrong   []string          // flags with a value that cannot be read
 	faults  []string
 }

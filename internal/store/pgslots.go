@@ -93,7 +93,7 @@ func (s *slots) refused(err error) (shared bool) {
 	}
 	s.withheld++
 	time.AfterFunc(growAfter+rand.N(growAfter/2), func() { s.restore(1) })
-	if state := sqlState(err); state != "" && state != startingUp { // otherwise there is no server that refuses
+	if state := sqlState(err); state != "" && state != startingUp { // without an SQL state, no server has answered, so no server refuses
 		s.reportLaterLocked(err)
 	}
 	return true

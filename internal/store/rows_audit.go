@@ -178,7 +178,7 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 // OwnAudit holds how many records of one kind a user has; see [Tx.OwnAudit].
 type OwnAudit struct {
 	Single int               // the number of records with another detail than the argument detail
-	Shared map[string]string // source → id of the newest record with the argument detail
+	Shared map[string]string // the id of the newest record with the argument detail, by source
 	More   bool              // the user may have older records that OwnAudit has not read
 }
 
