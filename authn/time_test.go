@@ -176,7 +176,7 @@ func (u *universe) ask(h *host) {
 	if h == u.from {
 		u.trip, u.measure = there+back, u.now()
 	} else {
-		u.trip = max(u.trip, there+back) // the token time is as exact as this trip
+		u.trip = max(u.trip, there+back) // the longest of these trips bounds the error of the token time
 	}
 	u.hear(&by)
 }

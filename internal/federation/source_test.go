@@ -236,8 +236,8 @@ func TestTheErrorOfAFetchIsBounded(t *testing.T) {
 
 // A forger asks for ten thousand unknown kids in two minutes. There are as many fetches as the
 // documents say, one in ten seconds. A new key of the issuer is still accepted after ten
-// seconds, and a withdrawn key is refused. A single unknown kid is refused as unknown after one
-// fetch, as long as the forger leaves a fetch for it.
+// seconds, and a withdrawn key is refused. A kid that no key of the issuer has is refused as
+// unknown after one fetch, unless the forger has already used up the fetch of these ten seconds.
 func TestUnknownKIDs(t *testing.T) {
 	inBubble(t, func(t *testing.T, p *pipes) {
 		s := p.start(t)

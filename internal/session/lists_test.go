@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// logIn logs Alice in by another service than the world's.
+// logIn logs Alice in by the login service that the test has made.
 func logIn(t *testing.T, logins *login.Service) *session.Tokens {
 	t.Helper()
 	tokens, err := logins.Login(context.Background(), "alice", sessiontest.Parse(t, sessiontest.Password), nil, "")

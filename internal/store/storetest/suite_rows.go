@@ -355,7 +355,7 @@ func testSettings(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	write(t, s, func(tx *store.Tx) error {
 		err := errors.Join(tx.SetSetting("a", "1"), tx.SetSetting("a", "ü'\"\\"), tx.SetSetting("", "empty name"))
-		value, err2 := tx.Setting("a") // what this transaction has written
+		value, err2 := tx.Setting("a") // a transaction reads what the same transaction has written
 		if value != "ü'\"\\" {
 			t.Errorf("a = %q in its transaction", value)
 		}
