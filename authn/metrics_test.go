@@ -42,7 +42,7 @@ func TestMeters(t *testing.T) {
 	call(notes+"Mine", ended)
 	call(notes+"Mine", "garbage")
 	call(notes+"Mine", "")
-	issuer.Advance(authntest.MaxLifetime) // the clock was set
+	issuer.Advance(authntest.MaxLifetime) // sets the clock of the issuer ahead
 	call(notes+"Mine", good)
 
 	values := metertest.Collect(t, reader)

@@ -355,7 +355,8 @@ func (u *universe) check() {
 	}
 }
 
-// accepts asks the verifier twice: the second time for a judgement that is remembered.
+// accepts returns the verifier's judgement about a token. If the verifier remembers from an earlier
+// judgement that the token is accepted, the new judgement must be the same.
 func (u *universe) accepts(i *issued) watchwordv1.ErrorReason {
 	trust := u.trust.Load()
 	key := trust.keys[u.key.Public().KID()]

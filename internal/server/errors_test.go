@@ -123,8 +123,8 @@ func (b *lockedBuffer) String() string {
 	return b.all.String()
 }
 
-// secrets are those that went over any connection of this package: whatever
-// stands in a field whose name says so.
+// secrets holds every value that the tests of this package have sent or received in a field for a
+// secret, such as password or access_token, over any connection.
 var secrets = secretSet{passwords: map[string]bool{}, tokens: map[string]bool{}}
 
 type secretSet struct {
