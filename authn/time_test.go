@@ -334,7 +334,7 @@ func (u *universe) check() {
 	}
 	current := u.heard[len(u.heard)-1]
 	slack := u.slack() + slackOf(now-current.at)
-	follows := current.lead == u.lead // the newest clock was heard, and later than another one by more than the verifier can err
+	follows := current.lead == u.lead // true if the verifier has heard the present clock, and must know that the reading is the newest
 	if n := len(u.heard); n > 1 {
 		follows = follows && current.at > u.heard[n-2].at+2*(u.heard[n-2].error+slack)
 	}

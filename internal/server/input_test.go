@@ -117,11 +117,11 @@ func TestTokensAreRefusedAtEveryPosition(t *testing.T) {
 	wants(t, "the refresh token", h.refresh(t, refresh), "ok")
 }
 
-// badToken is an access token that a good signature does not save.
+// badToken is an access token that must be refused, and the reason for the refusal.
 type badToken struct{ name, raw, want string }
 
-// badTokens are well signed by the server's key, and wrong all the same; the
-// first has expired.
+// badTokens returns access tokens that must be refused. All but the last have a good signature by the
+// server's key. The first token has expired.
 func badTokens(t *testing.T, h *harness) []badToken {
 	t.Helper()
 	key := h.signer(t)
@@ -149,7 +149,8 @@ func badTokens(t *testing.T, h *harness) []badToken {
 }
 
 // The server takes the roles, the audience and all other claims of a signed token as they are.
-// This good token passes, so the bad tokens above are refused for their claims.
+// A token that is made in the same way with good claims passes, so the tokens of badTokens with a good
+// signature are refused for their claims.
 func TestGoodTokenOfTheSameMaking(t *testing.T) {
 	h := shared(t)
 	wants(t, "as the server makes them", h.verify(t, sign(t, h.signer(t), h.claims(t, h.admin))), "ok")
