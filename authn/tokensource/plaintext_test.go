@@ -133,7 +133,8 @@ func TestSecretsThroughAProxy(t *testing.T) {
 	}
 }
 
-// Without the interceptors of DialOptions, the authority stands for the target.
+// Without the interceptors of DialOptions, the credentials do not know the target of the connection: the
+// authority (the name of the server in the request) decides whether a secret may be sent in plaintext.
 func TestSecretsThroughAProxyWithoutInterceptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		auth, service := startAuth(t), startService(t)
