@@ -9,6 +9,8 @@ import (
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	protoenc "google.golang.org/grpc/encoding/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/rpc"
@@ -16,7 +18,8 @@ import (
 )
 
 // BenchmarkLayers measures what each interceptor adds to a call of a public method, by itself
-// and with a handler that returns at once. Package gate measures its own parts.
+// and with a handler that returns at once, and the server's codec beside grpc-go's. Package gate
+// measures its own parts.
 func BenchmarkLayers(b *testing.B) {
 	cfg := DefaultConfig()
 	cfg.GRPCAddr, cfg.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0"
@@ -49,6 +52,20 @@ func BenchmarkLayers(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := layer.intercept(ctx, nil, info, handler); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	answer := &watchwordv1.VerifyResponse{}
+	for _, codec := range []struct {
+		name string
+		encoding.CodecV2
+	}{{"codec", rpc.Codec()}, {"codec-of-grpc", encoding.GetCodecV2(protoenc.Name)}} {
+		b.Run(codec.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := codec.Marshal(answer); err != nil {
 					b.Fatal(err)
 				}
 			}
