@@ -1,7 +1,9 @@
 // Package transport decides whether a gRPC connection is protected against an attacker on the
 // network path. The decision depends on the peer's address, since an attacker can control to
 // which address a host name leads. If the peer is on this machine, the decision also depends on
-// the target of the connection: the peer can be a proxy that leads to another machine.
+// the target of the connection: the peer can be a proxy that leads to another machine. Package
+// transport also opens the listeners of the programs, and decides which listeners other machines
+// cannot reach.
 package transport
 
 import (
