@@ -189,7 +189,7 @@ func SessionRow(id string) int64 {
 	return int64(h.Sum64() >> 8)
 }
 
-// insertSession takes the values in the order of sessionColumns. The first value is the id.
+// insertSession also chooses the number of the row, by the id: the first of the values.
 func (t sqliteTx) insertSession(columns ...any) error {
 	return t.queueExec(`INSERT INTO sessions (`+sessionColumns+`, rowid)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,

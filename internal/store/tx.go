@@ -19,7 +19,7 @@ type Tx struct {
 	// PostgreSQL runs no further statement of the transaction, so this package refuses further
 	// statements on SQLite, too.
 	duplicate bool
-	wrote     bool // true after a call of exec or queueExec
+	wrote     bool // true after a call of exec or queueExec, and not after a statement that writes and returns rows
 	committed []func()
 }
 
@@ -35,6 +35,7 @@ type runner interface {
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
 	audit() *auditStatements
+	// insertSession takes the values in the order of sessionColumns.
 	insertSession(columns ...any) error
 	// hint makes the commit notify the other server processes, which then read the new events.
 	hint()
