@@ -22,8 +22,8 @@ var ballast []byte
 
 // collectRarely makes Go collect garbage rarely in a server with little memory in use, unless the
 // variable GOGC is set. Until the first collection, a higher percentage does what the ballast does
-// later: to make the ballast starts a collection, which a server at rest does not need. A
-// collection reads a MiB of the program's file.
+// later: to make the ballast at the start would start a collection, which costs a server at rest
+// processor time and memory.
 //
 // collectRarely returns the size of the ballast for Go's memory limit, in bytes: Go counts the
 // ballast, which takes no memory.

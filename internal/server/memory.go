@@ -139,7 +139,8 @@ const (
 )
 
 // giveBack gives back the unused memory if no collection has run since the latest look, and if
-// at least spareLeast is unused.
+// at least spareLeast is unused. Before the first collection Go does not know what is in use, and
+// giveBack takes all memory of Go as unused.
 func (m *spareMemory) giveBack(context.Context) error {
 	samples := []metrics.Sample{
 		{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/memory/classes/total:bytes"},
