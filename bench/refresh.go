@@ -44,9 +44,9 @@ func (p *part) spentNow() (s spent, err error) {
 	var errs [4]error
 	s.own, errs[0] = processorTime(p.cmd.Process.Pid, false)
 	s.written, errs[1] = diskBytes(p.cmd.Process.Pid)
-	s.faults, errs[3] = pageFaults(p.cmd.Process.Pid)
+	s.faults, errs[2] = pageFaults(p.cmd.Process.Pid)
 	if p.database != 0 {
-		s.database, errs[2] = processorTime(p.database, true)
+		s.database, errs[3] = processorTime(p.database, true)
 	}
 	return s, errors.Join(errs[:]...)
 }

@@ -120,7 +120,7 @@ func Main(args []string, t Terminal) int {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
 	}
-	run := func(ctx context.Context) error { return run(ctx, set, t) }
+	run := func(ctx context.Context) error { return runCommand(ctx, set, t) }
 	return set.Main(ctx, args, run, func(err error) (string, int) { return explainError(err), statusOf(err) })
 }
 
@@ -134,8 +134,9 @@ type settingsCommand interface {
 	RunBy(context.Context, *settings.Settings, Terminal) error
 }
 
-// run runs the command that set has read. A test checks that each command is one of both kinds.
-func run(ctx context.Context, set *settings.Settings, t Terminal) error {
+// runCommand runs the command that set has read. A test checks that each command is a command or a
+// settingsCommand.
+func runCommand(ctx context.Context, set *settings.Settings, t Terminal) error {
 	if c, ok := set.Command().(settingsCommand); ok {
 		return c.RunBy(ctx, set, t)
 	}

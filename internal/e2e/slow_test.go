@@ -92,8 +92,8 @@ func TestSlowUnreadRepliesAreBounded(t *testing.T) {
 
 // Go's linker leaves out methods without a call. The linker keeps every exported method of the
 // program if a part of the program looks up methods by a computed name, which makes the program
-// larger by a tenth. reflect.Value.Methods stands for a method that only this keeps. See
-// docs/decisions/2026-11-29-no-method-by-name.md.
+// larger by a tenth. No code calls reflect.Value.Methods: the program has this method only if the
+// linker keeps every exported method. See docs/decisions/2026-11-29-no-method-by-name.md.
 func TestSlowUnusedMethodsAreLeftOut(t *testing.T) {
 	slow(t)
 	dir := t.TempDir()
