@@ -63,7 +63,7 @@ var mayImport = map[string][]string{
 	"internal/spans":           {},
 	"internal/store":           {"internal/count", "internal/durable", "internal/spans"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
-	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/federation", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/share", "internal/store", "internal/version"},
+	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/federation", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store", "internal/version"},
 	"internal/throttle":        {"internal/spans", "internal/store"}, // knows no user and no password
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},

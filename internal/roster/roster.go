@@ -21,7 +21,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -196,29 +195,6 @@ func (s *Reports) Close() {
 		delete(s.roster.reports, s.of)
 	}
 	s.roster.changes++
-}
-
-// Stats holds numbers about the watchers with a report to this replica, for metrics.
-type Stats struct {
-	Staleness time.Duration // the largest age of a watcher's trust bundle; 0 without a report
-	Position  int64         // the lowest number of an event that is the newest event of a watcher; math.MaxInt64 without a report that has a position
-}
-
-// Stats returns numbers about the watchers that report to this replica.
-func (r *Roster) Stats() Stats {
-	stats := Stats{Position: math.MaxInt64}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, reports := range r.reports {
-		if reports.at.IsZero() {
-			continue
-		}
-		stats.Staleness = max(stats.Staleness, reports.last.Staleness+time.Since(reports.at))
-		if reports.last.Position > 0 {
-			stats.Position = min(stats.Position, reports.last.Position)
-		}
-	}
-	return stats
 }
 
 // Asked tells the roster that a process has asked all replicas for their watchers (a question).

@@ -8,7 +8,7 @@ import (
 // parts returns the parts of the server from which /metrics takes its numbers.
 func (s *Server) parts() telemetry.Parts {
 	return telemetry.Parts{
-		Calls: s.calls, Store: s.store, Passwords: s.passwords, Logins: s.logins, Audit: s.audit, Feed: s.feed, Keys: s.keys, Trusted: s.trusted, Verifier: s.verifier, Watchers: s.roster,
+		Calls: s.calls, Store: s.store, Passwords: s.passwords, Logins: s.logins, Audit: s.audit, Feed: s.feed, Keys: s.keys, Trusted: s.trusted, Verifier: s.verifier,
 		KeyTTL:      s.cfg.KeyTTL,
 		Ready:       func() bool { return !s.drain.draining() && s.readiness.latest.Load().unready == "" },
 		CanSign:     func() bool { return s.canMint() == nil },

@@ -145,11 +145,6 @@ var series = []struct {
 			add(float64(n.hub.Outdated), "outdated")
 		}},
 
-	{gauge, "watcher_staleness_seconds", "The largest age of a trust bundle that a watcher of this server has reported, and the age of the report. 0 without reports.", nil,
-		func(n *numbers, add add) { add(n.watchers.Staleness.Seconds()) }},
-	{gauge, "watcher_lag_events", "Events that this server has sent, and that a watcher has not applied by its last report: the watcher that is furthest behind.", nil,
-		func(n *numbers, add add) { add(float64(max(0, n.hub.Position-n.watchers.Position))) }},
-
 	// These series tell about the server's own verifier. The name of each series is the name of
 	// an instrument of package authn, as OpenTelemetry spells the name for Prometheus.
 	{gauge, "verifier_stale", "1 if the trust bundle of the server's own verifier is stale.", nil, func(n *numbers, add add) { add(truth(n.verifier.Stale)) }},

@@ -28,7 +28,6 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
-	"github.com/watchword-auth/watchword/internal/roster"
 	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -45,7 +44,6 @@ type Parts struct {
 	Keys      *issuer.KeySet
 	Trusted   *federation.Keys
 	Verifier  *authn.Verifier
-	Watchers  *roster.Roster
 
 	KeyTTL  time.Duration // --key-ttl; zero: only an operator rotates keys
 	Ready   func() bool
@@ -80,7 +78,6 @@ type numbers struct {
 	audit     audit.Stats
 	feed      feed.Stats
 	hub       hub.Stats
-	watchers  roster.Stats
 	keys      issuer.Stats
 	trusted   federation.Stats
 	verifier  authn.Status
@@ -91,7 +88,7 @@ func (p *Parts) read() *numbers {
 	n := &numbers{
 		Parts: p, now: time.Now(), store: p.Store.Stats(), passwords: p.Passwords.Stats(), throttled: p.Logins.Throttled(), audit: p.Audit.Stats(),
 		feed: p.Feed.Stats(), hub: p.Feed.Hub().Stats(), verifier: p.Verifier.Status(), bounds: p.Bounds(),
-		trusted: p.Trusted.Stats(), watchers: p.Watchers.Stats(),
+		trusted: p.Trusted.Stats(),
 	}
 	n.keys = p.Keys.Stats(n.now)
 	n.bounds["watchers"] = n.hub.Watchers
