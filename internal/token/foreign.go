@@ -118,22 +118,40 @@ func decodeClaims(part string) (map[string]any, bool) {
 		return nil, false
 	}
 	s := scanner{string(data)}
-	value, ok := s.value(maxDepth)
-	if !ok || !s.ended() {
-		return nil, false
-	}
-	decoded, ok := decodeValue(value)
-	claims, isObject := decoded.(map[string]any)
-	return claims, ok && isObject
+	claims, ok := s.decode(maxDepth)
+	object, isObject := claims.(map[string]any)
+	return object, ok && isObject && s.ended()
 }
 
-// decodeValue decodes a value that a scanner has cut.
-func decodeValue(value string) (any, bool) {
+// decode reads a value as [scanner.value] does, and decodes the value in the same pass: a forged
+// token chooses how deep its claims are nested. decode refuses an object with a repeated name.
+func (s *scanner) decode(depth int) (any, bool) {
+	switch {
+	case depth > 0 && s.peek('{'):
+		object := map[string]any{}
+		ok := s.list('{', '}', func() bool {
+			name, ok := s.name()
+			if _, twice := object[name]; !ok || twice {
+				return false
+			}
+			object[name], ok = s.decode(depth - 1)
+			return ok
+		})
+		return object, ok
+	case depth > 0 && s.peek('['):
+		array := []any{}
+		ok := s.list('[', ']', func() bool {
+			element, ok := s.decode(depth - 1)
+			array = append(array, element)
+			return ok
+		})
+		return array, ok
+	}
+	value, ok := s.value(0)
+	if !ok {
+		return nil, false
+	}
 	switch value[0] {
-	case '{':
-		return decodeMembers(value)
-	case '[':
-		return decodeElements(value)
 	case '"':
 		return text(value)
 	case 't', 'f':
@@ -142,31 +160,4 @@ func decodeValue(value string) (any, bool) {
 		return nil, true
 	}
 	return json.Number(value), true
-}
-
-func decodeMembers(value string) (map[string]any, bool) {
-	s, object := scanner{value}, map[string]any{}
-	ok := s.list('{', '}', func() bool {
-		m, ok := s.member(maxDepth)
-		if _, twice := object[m.name]; !ok || twice {
-			return false
-		}
-		object[m.name], ok = decodeValue(m.value)
-		return ok
-	})
-	return object, ok
-}
-
-func decodeElements(value string) ([]any, bool) {
-	s, array := scanner{value}, []any{}
-	ok := s.list('[', ']', func() bool {
-		element, ok := s.value(maxDepth)
-		if !ok {
-			return false
-		}
-		decoded, ok := decodeValue(element)
-		array = append(array, decoded)
-		return ok
-	})
-	return array, ok
 }

@@ -24,6 +24,12 @@ func (s *scanner) take(c byte) bool {
 	return true
 }
 
+// peek skips white space, and reports whether c comes next.
+func (s *scanner) peek(c byte) bool {
+	s.take(' ')
+	return s.rest != "" && s.rest[0] == c
+}
+
 func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\r' || c == '\t' }
 
 // ended reports whether nothing but white space is left.
@@ -52,12 +58,17 @@ func (s *scanner) list(open, end byte, element func() bool) bool {
 
 // member reads a member of an object. depth bounds the value, as in [scanner.value].
 func (s *scanner) member(depth int) (m member, ok bool) {
-	name, _ := s.value(0)
-	if m.name, ok = text(name); !ok || !s.take(':') {
-		return m, false
+	if m.name, ok = s.name(); ok {
+		m.value, ok = s.value(depth)
 	}
-	m.value, ok = s.value(depth)
 	return m, ok
+}
+
+// name reads the name of a member, and the colon.
+func (s *scanner) name() (string, bool) {
+	quoted, _ := s.value(0)
+	name, ok := text(quoted)
+	return name, ok && s.take(':')
 }
 
 // value reads a value, and returns the JSON text of the value. depth bounds how deep objects and
