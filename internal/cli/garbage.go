@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 )
 
 const (
@@ -18,7 +19,7 @@ const (
 // ballast makes Go collect garbage a third as often in a server with little memory in use. No code
 // reads or writes ballast, so the operating system gives no memory for it: see
 // docs/decisions/2026-11-29-ballast.md.
-var ballast []byte
+var ballast atomic.Pointer[[ballastSize]byte]
 
 // collectRarely makes Go collect garbage rarely in a server with little memory in use, unless the
 // variable GOGC is set. Until the first collection, a higher percentage does what the ballast does
@@ -33,8 +34,8 @@ func collectRarely() int64 {
 	}
 	debug.SetGCPercent(defaultGOGC * (leastHeap + ballastSize) / leastHeap)
 	unused := new(*byte) // the first collection frees unused, and then makes the ballast
-	runtime.AddCleanup(unused, func(ballast *[]byte) {
-		*ballast = make([]byte, ballastSize)
+	runtime.AddCleanup(unused, func(ballast *atomic.Pointer[[ballastSize]byte]) {
+		ballast.Store(new([ballastSize]byte))
 		debug.SetGCPercent(defaultGOGC)
 	}, &ballast)
 	return ballastSize
