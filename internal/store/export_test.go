@@ -28,6 +28,11 @@ func FailDriver(tx *Tx) error {
 	return tx.exec(`INSERT INTO no_such_table (x) VALUES (1)`)
 }
 
+// SetSettingReturning sets a setting by a statement that returns a row.
+func SetSettingReturning(tx *Tx, name, value string) error {
+	return tx.queryRow(into(&value), `INSERT INTO settings (name, value) VALUES ($1, $2) RETURNING value`, name, value)
+}
+
 // LimitPages makes the disk full when the file has the given number of pages, or at once if the
 // file has more: statements that need another page fail.
 func LimitPages(t *testing.T, s *Store, pages int) {

@@ -140,7 +140,7 @@ func TestMembersOfAGroupRefuseAlone(t *testing.T) {
 	if errs[0] != nil || !errors.Is(errs[1], refusal) || errs[2] == nil || errs[3] != nil {
 		t.Fatalf("errors %v", errs)
 	}
-	for name, want := range map[string]string{"a": "1", "b": "", "c": "", "d": "4"} {
+	for name, want := range map[string]string{"a": "1", "b": "", "c": "", "d": "4", "e": ""} {
 		if got := setting(t, s, name); got != want {
 			t.Errorf("%s = %q, want %q", name, got, want)
 		}
@@ -166,8 +166,11 @@ func TestAMemberWithoutASavepointFailsAlone(t *testing.T) {
 			panic("a bug")
 		}),
 		write(set("d", "4")),
+		write(func(tx *store.Tx) error { // writes by a statement that returns rows
+			return errors.Join(store.SetSettingReturning(tx, "e", "5"), refusal)
+		}),
 	)
-	if errs[0] != nil || !errors.Is(errs[1], refusal) || !errors.Is(errs[2], store.ErrNotFound) || errs[3] == nil || errs[4] != nil {
+	if errs[0] != nil || !errors.Is(errs[1], refusal) || !errors.Is(errs[2], store.ErrNotFound) || errs[3] == nil || errs[4] != nil || !errors.Is(errs[5], refusal) {
 		t.Fatalf("errors %v", errs)
 	}
 	for name, want := range map[string]string{"a": "1", "b": "", "c": "", "d": "4"} {

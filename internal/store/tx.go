@@ -19,7 +19,7 @@ type Tx struct {
 	// PostgreSQL runs no further statement of the transaction, so this package refuses further
 	// statements on SQLite, too.
 	duplicate bool
-	wrote     bool // true after a call of exec or queueExec, and not after a statement that writes and returns rows
+	wrote     bool // true after a statement that may have changed a row
 	committed []func()
 }
 
@@ -76,7 +76,6 @@ func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 // exec runs a statement and discards the result. Errors: ErrExists if the statement
 // breaks a unique constraint.
 func (tx *Tx) exec(query string, args ...any) error {
-	tx.wrote = true
 	return tx.queryRows(nil, query, args...)
 }
 
@@ -92,6 +91,7 @@ func (tx *Tx) queueExec(query string, args ...any) error {
 // in the order of the calls. scan receives every row; scan is nil for a statement
 // without rows.
 func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) error {
+	tx.wrote = true
 	return tx.fail(tx.run.queryAtCommit(scan, query, args...))
 }
 
@@ -110,6 +110,7 @@ func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 
 // queryRows runs a query, and calls scan for every row.
 func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
+	tx.wrote = tx.wrote || writes(query)
 	return tx.fail(tx.run.query(scan, "", query, args...))
 }
 
@@ -147,6 +148,7 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 	found := false
 	err := tx.run.query(func(r row) error {
 		found = true
+		tx.wrote = tx.wrote || writes(query) // a statement that returns no row has changed none
 		return scan(r)
 	}, lockOf(table), query, args...)
 	if err == nil && !found {
@@ -154,6 +156,9 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 	}
 	return tx.fail(err)
 }
+
+// writes reports whether a statement can change a row.
+func writes(query string) bool { return !strings.HasPrefix(query, "SELECT") }
 
 // lockOf returns the text of a FOR clause that locks the rows of a table that the transaction
 // may change. For the empty table name, lockOf returns "", which locks no row.
