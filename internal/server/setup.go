@@ -207,7 +207,10 @@ func (c *Config) checkPasswordFile() error {
 	folder, err := filepath.Abs(filepath.Dir(c.InitialPasswordFile))
 	made, errMade := filepath.Abs(filepath.Dir(path)) // the start makes the folder of the database
 	if err == nil && folder != made {
-		_, err = os.Stat(folder)
+		var info fs.FileInfo
+		if info, err = os.Stat(folder); err == nil && !info.IsDir() {
+			err = fmt.Errorf("%s is no folder", folder)
+		}
 	}
 	if err := errors.Join(err, errMade); err != nil {
 		return fmt.Errorf("--initial-password-file: the folder of the file: %w", err)
