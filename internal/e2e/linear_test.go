@@ -318,6 +318,7 @@ func checkRights(t *testing.T, rec *recorder) {
 		},
 	}
 	for user, history := range users {
+		history = withoutUnread(history)
 		if verdict := porcupine.CheckOperationsTimeout(model, history, judgeTimeout); verdict != porcupine.Ok {
 			slices.SortFunc(history, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 			var lines []string
@@ -327,6 +328,22 @@ func checkRights(t *testing.T, rec *recorder) {
 			t.Errorf("roles of %s: Porcupine returned %s for the history, want Ok:\n%s", user, verdict, strings.Join(lines, "\n"))
 		}
 	}
+}
+
+// withoutUnread leaves out each set that got no answer, and that no read has seen: such a set fits
+// every history, as the last one of all. Without the sets of an outage, Porcupine need not try
+// every order of them.
+func withoutUnread(history []porcupine.Operation) []porcupine.Operation {
+	seen := map[string]bool{}
+	for _, o := range history {
+		if c := o.Input.(rights); !c.set {
+			seen[c.roles] = true
+		}
+	}
+	return slices.DeleteFunc(history, func(o porcupine.Operation) bool {
+		c := o.Input.(rights)
+		return c.set && c.lost && !seen[c.roles]
+	})
 }
 
 // generationOf returns the generation in a refresh token, the eight bytes before the MAC.

@@ -93,6 +93,22 @@ func TestSlowEarlierProgramOnThePresentSchema(t *testing.T) {
 	if newer == 0 {
 		t.Fatal("no migration is newer than the earlier version")
 	}
+	// The earlier version runs every file of migrations on PostgreSQL, and knows no file for SQLite
+	// alone.
+	migrate := filepath.Join(before.tree, "internal", "store", "migrate.go")
+	code, err := os.ReadFile(migrate)
+	all := `	provider, err := goose.NewProvider(`
+	if err != nil || strings.Count(string(code), all) != 1 {
+		t.Fatalf("%s is not as expected: %v", migrate, err)
+	}
+	knowing := strings.Replace(string(code), all, `	if dialect == goose.DialectPostgres {
+		others, _ := fs.Glob(files, "*_sqlite.sql")
+		options = append(options, goose.WithExcludeNames(others))
+	}
+`+all, 1)
+	if err := os.WriteFile(migrate, []byte(knowing), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("go", "test", "-count=1", "-p=1", "./internal/store/storetest", "./internal/session", "./internal/login", "./internal/audit", "./internal/feed", "./internal/issuer", "./internal/user")
 	cmd.Dir, cmd.Env = before.tree, environment()
 	out, err := cmd.CombinedOutput()
