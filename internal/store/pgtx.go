@@ -179,8 +179,3 @@ func (t *pgTx) rollback() {
 		_ = t.conn.Conn().Close(t.ctx)
 	}
 }
-
-func (t *pgTx) insertSession(columns ...any) error {
-	return t.queueExec(`INSERT INTO sessions (`+sessionColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`, columns...)
-}

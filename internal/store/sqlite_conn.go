@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
 	"time"
 
 	"modernc.org/sqlite"
@@ -176,24 +174,6 @@ func (c *sqliteConn) queueExec(query string, args ...any) error {
 // other writer waits for a row that this transaction locks early.
 func (c *sqliteConn) queryAtCommit(scan func(row) error, query string, args ...any) error {
 	return c.query(scan, "", query, args...)
-}
-
-// SessionRow returns the number of a session's row on SQLite: the rowid. The number is a hash of the
-// session's id, so that [Store.Spend] finds the row by the number alone, and skips the index of ids. With a
-// million sessions, a new session hits the number of another session once in 70 billion
-// logins, and then the login fails. The hash has 56 bits: SQLite stores 56 bits in 8 bytes, and
-// 64 bits in 9.
-func SessionRow(id string) int64 {
-	h := fnv.New64a()
-	io.WriteString(h, id)
-	return int64(h.Sum64() >> 8)
-}
-
-// insertSession also chooses the number of the row, by the id: the first of the values.
-func (t sqliteTx) insertSession(columns ...any) error {
-	return t.queueExec(`INSERT INTO sessions (`+sessionColumns+`, rowid)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
-		append(columns, SessionRow(columns[0].(string)))...)
 }
 
 // hint does nothing: processes that share a file find new events by polling.
